@@ -1,0 +1,54 @@
+# Each target makes .venv with pip itself and installs what it needs; only python3.11+, git and make must be there.
+# GPU machines: `make TORCH_CONSTRAINTS= ...` leaves torch's version to pip.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_CONSTRAINTS ?= -c requirements/cpu.txt
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+OLD_OPENAI := $(VENV)/openai-2.8.0
+
+# OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
+export GOMP_SPINCOUNT ?= 1000
+
+.PHONY: demo test lint bench format notebooks clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "gym-sdk needs Python 3.11, 3.12 or 3.13"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first, so that no other package draws in a build with CUDA
+$(VENV)/.demo: pyproject.toml requirements/cpu.txt | $(BIN)/python
+	$(PIP) install $(TORCH_CONSTRAINTS) torch
+	$(PIP) install $(TORCH_CONSTRAINTS) -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install $(TORCH_CONSTRAINTS) -e ".[dev]"
+	$(PIP) install --target $(OLD_OPENAI) --upgrade openai==2.8.0
+	@touch $@
+
+# the whole chain on this machine: warm start, server, rollouts, GRPO, weight sync, learning curve
+demo: $(VENV)/.demo
+	$(BIN)/gym-sdk demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
