@@ -1,0 +1,101 @@
+"""The base of everything that travels as JSON: open models that lose nothing on a round trip."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import to_json
+
+from gym_sdk.tokens import CallTokens, WeightSpan, check_token_bundle
+
+__all__ = ["TOKEN_FIELDS", "TokenFields", "WireModel"]
+
+TOKEN_FIELDS = (
+    "prompt_token_ids",
+    "generation_token_ids",
+    "generation_log_probs",
+    "weight_versions",
+)
+
+
+class WireModel(BaseModel):
+    """A JSON object of the Responses API. Unknown fields are kept; what was not set is not sent."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), defer_build=True)
+
+    always_sent: ClassVar[frozenset[str]] = frozenset()
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Mark the fields that identify the object as set, so that they are always sent."""
+        self.__pydantic_fields_set__.update(self.always_sent)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object as it travels: set fields and unknown fields, nothing else."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def to_wire_json(self) -> bytes:
+        """Return `to_wire()` as JSON bytes."""
+        return to_json(self.to_wire())
+
+
+class TokenFields(WireModel):
+    """The token contract's fields, which sit on the last output item of each model call."""
+
+    prompt_token_ids: list[int] | None = None
+    """All tokens that the policy was conditioned on."""
+    generation_token_ids: list[int] | None = None
+    """The tokens that were sampled, the stop token included."""
+    generation_log_probs: list[float] | None = None
+    """Natural-log probability of each sampled token (see `gym_sdk.tokens.CallTokens`)."""
+    weight_versions: list[WeightSpan] | None = None
+    """Which weights sampled which of the generated tokens."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        if not self.__pydantic_fields_set__.isdisjoint(TOKEN_FIELDS):
+            self._check_tokens()
+        return self
+
+    def _check_tokens(self) -> None:
+        check_token_bundle(
+            self.prompt_token_ids,
+            self.generation_token_ids,
+            self.generation_log_probs,
+            self.weight_versions,
+        )
+
+    @property
+    def tokens(self) -> CallTokens | None:
+        """The bundle, or None if this item carries no tokens."""
+        if (
+            self.prompt_token_ids is None
+            or self.generation_token_ids is None
+            or self.generation_log_probs is None
+        ):
+            return None
+        return CallTokens(
+            self.prompt_token_ids,
+            self.generation_token_ids,
+            self.generation_log_probs,
+            tuple(self.weight_versions or ()),
+        )
+
+    def with_tokens(self, tokens: CallTokens) -> Self:
+        """Return a copy that carries these tokens."""
+        update: dict[str, Any] = {
+            "prompt_token_ids": tokens.prompt_token_ids,
+            "generation_token_ids": tokens.generation_token_ids,
+            "generation_log_probs": tokens.generation_log_probs,
+        }
+        if tokens.weight_versions:
+            update["weight_versions"] = list(tokens.weight_versions)
+        return self.model_copy(update=update)
+
+    def without_tokens(self) -> Self:
+        """Return this item if it carries no tokens, else a copy without them."""
+        if not self.__pydantic_fields_set__.intersection(TOKEN_FIELDS):
+            return self
+        copy = self.model_copy(update=dict.fromkeys(TOKEN_FIELDS))
+        copy.__pydantic_fields_set__.difference_update(TOKEN_FIELDS)
+        return copy

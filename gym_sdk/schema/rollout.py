@@ -1,0 +1,215 @@
+"""Rollouts and groups: what happened, as data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from gym_sdk.errors import TokenContractError
+from gym_sdk.schema.items import FunctionCall, Item, output_text
+from gym_sdk.schema.task import Task
+from gym_sdk.tokens import CallTokens, TokenSequence, group_advantages, merge_calls
+
+__all__ = [
+    "Failure",
+    "Group",
+    "ModelCall",
+    "Outcome",
+    "Reward",
+    "Rollout",
+    "Timing",
+    "Truncation",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Outcome(StrEnum):
+    """How a rollout ended. The set is closed."""
+
+    COMPLETED = "completed"
+    """The policy gave its final answer."""
+    TRUNCATED = "truncated"
+    """A limit ended it early: tokens, context or turns. It is verified and can be trained on."""
+    FAILED = "failed"
+    """Infrastructure, a verifier or a deadline failed. It has no reward and is never trained on."""
+    CANCELLED = "cancelled"
+    """The caller left. It has no reward."""
+
+
+class Truncation(StrEnum):
+    """Which limit truncated a rollout."""
+
+    TOKENS = "tokens"
+    """The generation reached `max_output_tokens`."""
+    CONTEXT = "context"
+    """The prompt left no room in the policy's context."""
+    TURNS = "turns"
+    """The rollout used all of its model calls."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True, protected_namespaces=())
+
+
+class Reward(_Data):
+    """A score with its named components. A verifier may return one instead of a number."""
+
+    value: float = Field(allow_inf_nan=False)
+    components: dict[str, float] = Field(default_factory=dict)
+
+
+class Failure(_Data):
+    """What failed, and where."""
+
+    error: str
+    """Class name of the error, e.g. `TransportError`."""
+    message: str
+    where: str
+    """`model_call`, `verifier`, `setup`, `teardown`, `rollout`, ..."""
+
+
+class Timing(_Data):
+    """When a rollout ran, and what its time was spent on. Concurrent calls add up."""
+
+    started_at: float
+    """Unix time, in seconds."""
+    duration_s: float = 0.0
+    model_s: float = 0.0
+    tool_s: float = 0.0
+    verifier_s: float = 0.0
+
+
+class ModelCall(_Data):
+    """One prompt-to-generation round trip of a rollout."""
+
+    response_id: str
+    first_item: int
+    """Index in `Rollout.items` of the call's first output item."""
+    end_item: int
+    """Index after the call's last output item."""
+    status: str = "completed"
+    tokens: CallTokens | None = None
+    """None if the server does not return token ids."""
+    retries: int = 0
+    duration_s: float = 0.0
+
+
+class Rollout(_Data):
+    """One attempt at a task.
+
+    A rollout that failed or was cancelled has `reward` None, never 0: it stays out of means, baselines
+    and losses.
+    """
+
+    id: str
+    task: Task
+    index: int = 0
+    """Position in its group, from 0."""
+    items: list[Item] = Field(default_factory=list)
+    """Input and output items in order, without token fields."""
+    input_items: int = 0
+    """How many of `items` came with the task."""
+    model_calls: list[ModelCall] = Field(default_factory=list)
+    outcome: Outcome = Outcome.COMPLETED
+    truncation: Truncation | None = None
+    failure: Failure | None = None
+    reward: float | None = None
+    reward_components: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Counts of this rollout, e.g. `tool_calls`, `tool_errors`, and whatever a verifier adds."""
+    timing: Timing
+    schema_version: int = SCHEMA_VERSION
+
+    @field_serializer("items")
+    def _dump_items(self, items: list[Item]) -> list[dict[str, Any]]:
+        return [item.to_wire() for item in items]
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task's group."""
+        return self.task.id or ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rollout has a reward."""
+        return self.reward is not None
+
+    @property
+    def output(self) -> list[Item]:
+        """The items after the task's input."""
+        return self.items[self.input_items :]
+
+    @property
+    def output_text(self) -> str:
+        """The text of the last model call's messages: the policy's final answer."""
+        if not self.model_calls:
+            return ""
+        last = self.model_calls[-1]
+        return output_text(self.items[last.first_item : last.end_item])
+
+    @property
+    def function_calls(self) -> list[FunctionCall]:
+        """All function calls of the policy, in order."""
+        return [item for item in self.output if isinstance(item, FunctionCall)]
+
+    def sequences(self) -> list[TokenSequence]:
+        """Return the training rows: one if every prompt extended the previous call, more after forks.
+
+        Raises:
+            TokenContractError: a model call came without tokens.
+        """
+        tokens: list[CallTokens] = []
+        for call in self.model_calls:
+            if call.tokens is None:
+                raise TokenContractError(
+                    f"rollout {self.id}: response {call.response_id} carries no token ids; train on a "
+                    "server that returns them, such as `gym-sdk serve`"
+                )
+            tokens.append(call.tokens)
+        rows = merge_calls(tokens)
+        for row in rows:
+            row.rollout_id = self.id
+            row.task_id = self.task_id
+        return rows
+
+
+class Group(_Data):
+    """The rollouts of one task, in order of their index."""
+
+    task: Task
+    rollouts: list[Rollout]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards of the rollouts that have one."""
+        return [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
+
+    @property
+    def valid(self) -> list[Rollout]:
+        """The rollouts that have a reward."""
+        return [rollout for rollout in self.rollouts if rollout.ok]
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean over the rollouts that have a reward; None if none has."""
+        rewards = self.rewards
+        return sum(rewards) / len(rewards) if rewards else None
+
+    def sequences(self) -> list[TokenSequence]:
+        """Return the training rows of the valid rollouts, with their advantages over the group.
+
+        The advantages are `gym_sdk.tokens.group_advantages` with its defaults (GRPO); a rollout without
+        reward has no rows.
+        """
+        advantages = group_advantages([rollout.reward for rollout in self.rollouts])
+        rows: list[TokenSequence] = []
+        for rollout, advantage in zip(self.rollouts, advantages, strict=True):
+            if advantage is None:
+                continue
+            for row in rollout.sequences():
+                row.advantage = advantage
+                rows.append(row)
+        return rows
