@@ -1,0 +1,1 @@
+"""What generates: engines, rendering, the policy, and the server over it."""

@@ -1,0 +1,63 @@
+"""A policy from a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from backends.hub import model_folder
+from backends.policy import Policy
+from backends.rendering import TemplateRenderer
+from gym_sdk.errors import ConfigurationError
+
+__all__ = ["PolicyConfig", "load_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Which model to load, and how."""
+
+    model: str
+    """Folder of the model in the Hugging Face layout, or its name on the hub."""
+    backend: Literal["transformers"] = "transformers"
+    """What generates."""
+    name: str = "policy"
+    """The model's name on the wire."""
+    device: str | None = None
+    """Where the model runs; a GPU if there is one, by default."""
+    dtype: str | None = None
+    """Number type of the weights, e.g. `bfloat16`; by default float32 on CPU, bfloat16 on a GPU."""
+    context_length: int | None = None
+    """Most tokens of prompt and generation; the model's own limit by default."""
+    threads: int | None = None
+    """CPU threads for the model; torch's own choice by default."""
+
+
+def load_policy(config: PolicyConfig) -> Policy:
+    """Load the engine and the renderer of a model folder. Blocks while it reads.
+
+    Raises:
+        CheckpointError: there is no usable model in the folder.
+        ConfigurationError: there is no such model, no usable tokenizer, or the model, backend or dtype cannot
+            be served.
+    """
+    if config.backend != "transformers":
+        raise ConfigurationError(f"the backend {config.backend!r} is not known; use `transformers`")
+    import torch
+
+    from backends.transformers import EngineConfig, TransformersEngine
+
+    dtype = None if config.dtype is None else getattr(torch, config.dtype, None)
+    if config.dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ConfigurationError(f"there is no dtype {config.dtype!r}; use float32, bfloat16 or float16")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = model_folder(config.model)
+    renderer = TemplateRenderer.from_folder(folder)
+    engine = TransformersEngine.from_folder(
+        folder,
+        device=config.device,
+        dtype=dtype,
+        config=EngineConfig(context_length=config.context_length),
+    )
+    return Policy(engine, renderer, name=config.name)

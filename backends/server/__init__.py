@@ -1,0 +1,6 @@
+"""An OpenAI-compatible aiohttp server over a policy."""
+
+from backends.server.app import make_app
+from backends.server.run import ServerConfig, serve
+
+__all__ = ["ServerConfig", "make_app", "serve"]
