@@ -1,0 +1,60 @@
+"""`gym-sdk serve`: a model behind an OpenAI-compatible server that returns token ids."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from gym_sdk.cli._extras import needs_extra
+from gym_sdk.cli._quiet import quiet_transformers
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "serve", help="serve a model over HTTP", description=__doc__
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
+    parser.add_argument("--backend", default="transformers", choices=["transformers"])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--name", default="policy", help="the model's name on the wire")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, by default")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16")
+    parser.add_argument("--context-length", type=int, help="most tokens of prompt and generation")
+    parser.add_argument("--threads", type=int, help="CPU threads for the model")
+    parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish after SIGTERM")
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--alive-fd", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    with needs_extra("local"):
+        from backends.loading import PolicyConfig
+        from backends.server import ServerConfig, serve
+
+        quiet_transformers()
+
+    model = PolicyConfig(
+        model=arguments.model,
+        backend=arguments.backend,
+        name=arguments.name,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        context_length=arguments.context_length,
+        threads=arguments.threads,
+    )
+    server = ServerConfig(
+        host=arguments.host,
+        port=arguments.port,
+        drain_s=arguments.drain_s,
+        ready_fd=arguments.ready_fd,
+        alive_fd=arguments.alive_fd,
+    )
+    asyncio.run(serve(model, server))
+    return 0

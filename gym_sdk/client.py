@@ -1,0 +1,347 @@
+"""The client: one policy to talk to, and rollouts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import anyio
+
+from gym_sdk.environments import Environment
+from gym_sdk.errors import ConfigurationError, DeadlineError
+from gym_sdk.rollout import (
+    Collection,
+    Deadlines,
+    Limits,
+    Retry,
+    RolloutSpec,
+    RolloutStream,
+    Sampling,
+    StreamOptions,
+    TaskSource,
+    run_rollout,
+)
+from gym_sdk.rollout.stream import as_task
+from gym_sdk.schema import Response, ResponseRequest, Rollout, Task, as_items
+from gym_sdk.tools import ToolLike, resolve_tools
+from gym_sdk.transport import Transport, with_retries
+from gym_sdk.verifiers import Verifier
+
+if TYPE_CHECKING:
+    import torch
+    from openai import AsyncOpenAI
+
+__all__ = ["GymClient"]
+
+
+class GymClient:
+    """A policy behind an OpenAI-compatible server, or in this process (`GymClient.local`).
+
+    Use it as `async with GymClient(...) as client`; leaving the context closes its connections, or its
+    engine. Any number of clients live in one event loop.
+
+    Args:
+        base_url: the server's API root, e.g. `http://localhost:8000/v1`.
+        model: the model's name on that server.
+        api_key: sent as a bearer token.
+        headers: sent with every request.
+        retry: how infrastructure failures are tried again.
+
+    Raises:
+        ConfigurationError: `base_url` is not an HTTP address.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        from gym_sdk.transport.http import HttpTransport
+
+        self._api_key = api_key
+        self._base_url: str | None = base_url
+        self._setup(HttpTransport(base_url, api_key=api_key, headers=headers), model, retry)
+
+    @classmethod
+    def local(
+        cls,
+        model: str | Path | None = None,
+        *,
+        name: str = "policy",
+        device: str | None = None,
+        dtype: str | None = None,
+        context_length: int | None = None,
+        retry: Retry | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> GymClient:
+        """Return a client with an embedded engine, for notebooks and tests.
+
+        Args:
+            model: folder in the Hugging Face layout, or a name on the hub; None takes the tiny policy, which
+                is made on this machine the first time (about a minute) and cached.
+            name: the model's name in responses.
+            device: where it runs; a GPU if there is one, by default.
+            dtype: number type of the weights, e.g. `bfloat16`.
+            context_length: most tokens of prompt and generation; the model's own limit by default.
+            retry: how infrastructure failures are tried again.
+            progress: told what the tiny policy's making is at, and the share that is done.
+        """
+        from gym_sdk.transport.local import LocalTransport
+
+        transport = LocalTransport(
+            model, name=name, device=device, dtype=dtype, context_length=context_length, progress=progress
+        )
+        return cls.over(transport, model=name, retry=retry)
+
+    @classmethod
+    def over(cls, transport: Transport, *, model: str | None = None, retry: Retry | None = None) -> GymClient:
+        """Return a client over a transport of your own."""
+        client = cls.__new__(cls)
+        client._api_key = None
+        client._base_url = None
+        client._setup(transport, model, retry)
+        return client
+
+    def _setup(self, transport: Transport, model: str | None, retry: Retry | None) -> None:
+        self.transport = transport
+        self.model = model
+        self.retry = retry or Retry()
+        self._stack: AsyncExitStack | None = None
+
+    async def open(self) -> None:
+        """Open the connections, or load the embedded engine. `async with` does it too.
+
+        Raises:
+            ConfigurationError: the client is open already, or the embedded engine cannot be loaded.
+        """
+        if self._stack is not None:
+            raise ConfigurationError("this client is open already")
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.transport.aclose)
+            await self.transport.open()
+            self._stack = stack.pop_all()
+
+    async def aclose(self) -> None:
+        """Close the connections, or the embedded engine; without effect if it is closed."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def respond(
+        self,
+        input: str | Iterable[Any],
+        *,
+        tools: Iterable[ToolLike] = (),
+        instructions: str | None = None,
+        deadline_s: float = 600.0,
+        **fields: Any,
+    ) -> Response:
+        """Make one model call.
+
+        Args:
+            input: text, or items (objects or dicts in the API's shape).
+            tools: functions on offer; they are not run here.
+            instructions: system text.
+            deadline_s: how long it may take, all tries together, in seconds.
+            **fields: further fields of the request, e.g. `temperature=0.7`.
+
+        Raises:
+            TransportError: the server was not reached, after all retries.
+            PolicyError: the server refused the request.
+            DeadlineError: there was no answer in time.
+            pydantic.ValidationError: a field does not fit the API's shape.
+        """
+        self._check_open()
+        body: dict[str, Any] = {"model": self.model, "instructions": instructions, **fields}
+        body = {name: value for name, value in body.items() if value is not None}
+        schemas = [tool.schema for tool in resolve_tools(tools).values()]
+        if schemas:
+            body["tools"] = schemas
+        request = ResponseRequest.model_validate({**body, "input": _input(input)})
+        with anyio.move_on_after(deadline_s) as scope:
+            response, _ = await with_retries(lambda: self.transport.respond(request), self.retry)
+            return response
+        assert scope.cancelled_caught
+        raise DeadlineError("the model call", seconds=deadline_s)
+
+    async def rollout(
+        self,
+        task: Task | str,
+        *,
+        tools: Iterable[ToolLike] = (),
+        verifier: Verifier | None = None,
+        environment: Environment | None = None,
+        sampling: Sampling | None = None,
+        deadlines: Deadlines | None = None,
+        limits: Limits | None = None,
+    ) -> Rollout:
+        """Attempt a task once: model calls and tool calls in turn, then the verifier.
+
+        Whatever goes wrong is in the rollout's `outcome` and `failure`; a failed rollout has no reward.
+
+        Args:
+            task: the problem; text is short for `Task(text)`.
+            tools: functions that the policy may call.
+            verifier: scores the rollout.
+            environment: tools, verifier and per-rollout state in one, instead of `tools` and `verifier`.
+            sampling: temperature, limits on tokens, seed.
+            deadlines: how long each thing may take.
+            limits: how many model calls a rollout may make.
+
+        Raises:
+            ConfigurationError: the arguments contradict each other, or the client is not open.
+        """
+        self._check_open()
+        spec = self._spec(tools, verifier, environment, sampling, deadlines, limits)
+        task = as_task(task)
+        if task.id is None:
+            task = replace(task, id=f"task-{uuid4().hex[:12]}")
+        return await run_rollout(task, 0, spec, self.transport.respond)
+
+    def rollouts(
+        self,
+        tasks: TaskSource,
+        *,
+        tools: Iterable[ToolLike] = (),
+        verifier: Verifier | None = None,
+        environment: Environment | None = None,
+        group_size: int = 1,
+        sampling: Sampling | None = None,
+        deadlines: Deadlines | None = None,
+        limits: Limits | None = None,
+        store: str | Path | None = None,
+        progress: bool = False,
+    ) -> RolloutStream:
+        """Attempt many tasks; use it as `async with client.rollouts(...) as stream`.
+
+        Groups come as they finish. Leaving the context cancels what is in flight.
+
+        Args:
+            tasks: tasks or texts, from any iterable or asynchronous iterable; read as far as needed.
+            tools: functions that the policy may call.
+            verifier: scores each rollout.
+            environment: tools, verifier and per-rollout state in one, instead of `tools` and `verifier`.
+            group_size: rollouts of each task.
+            sampling: temperature, limits on tokens, seed.
+            deadlines: how long each thing may take.
+            limits: how many rollouts run at once, how many model calls each may make.
+            store: JSONL file to which each rollout is appended when it finishes.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ConfigurationError: the arguments contradict each other, or the client is not open.
+        """
+        self._check_open()
+        spec = self._spec(tools, verifier, environment, sampling, deadlines, limits)
+        options = StreamOptions(
+            group_size=group_size,
+            concurrency=spec.limits.concurrency,
+            store=Path(store) if store is not None else None,
+            progress=progress,
+        )
+        return RolloutStream(
+            tasks, lambda task, index: run_rollout(task, index, spec, self.transport.respond), options
+        )
+
+    async def collect(self, tasks: TaskSource, **options: Any) -> Collection:
+        """Run `rollouts(tasks, **options)` to its end and return all groups, in the order of the tasks.
+
+        Raises:
+            ConfigurationError: as for `rollouts`.
+        """
+        started = perf_counter()
+        async with self.rollouts(tasks, **options) as stream:
+            groups = [group async for group in stream]
+        groups.sort(key=lambda group: stream.position(group.task.id or ""))
+        return Collection(groups, perf_counter() - started)
+
+    async def update_weights(
+        self,
+        source: str | Path | Mapping[str, torch.Tensor],
+        *,
+        version: str,
+        deadline_s: float = 600.0,
+    ) -> None:
+        """Replace the policy's weights.
+
+        Args:
+            source: a folder in the Hugging Face layout that the server sees, or (embedded engine only)
+                tensors by parameter name.
+            version: labels the tokens that these weights will sample.
+            deadline_s: how long it may take, in seconds.
+
+        Raises:
+            PolicyError: the weights cannot be used; the old ones keep serving.
+            TransportError: the server was not reached.
+            DeadlineError: it did not finish in time; which weights serve is then unknown.
+        """
+        self._check_open()
+        with anyio.move_on_after(deadline_s) as scope:
+            await self.transport.update_weights(source, version=version)
+        if scope.cancelled_caught:
+            raise DeadlineError("the weight update", seconds=deadline_s)
+
+    def openai(self) -> AsyncOpenAI:
+        """Return the openai package's client for the same server; close it yourself.
+
+        Raises:
+            ConfigurationError: the engine is embedded and has no address.
+        """
+        if self._base_url is None:
+            raise ConfigurationError("an embedded engine has no address; serve it with `gym-sdk serve`")
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(base_url=self._base_url, api_key=self._api_key or "none")
+
+    def _spec(
+        self,
+        tools: Iterable[ToolLike],
+        verifier: Verifier | None,
+        environment: Environment | None,
+        sampling: Sampling | None,
+        deadlines: Deadlines | None,
+        limits: Limits | None,
+    ) -> RolloutSpec:
+        resolved = list(resolve_tools(tools).values())
+        if environment is None:
+            environment = Environment(tools=resolved, verifier=verifier)
+        elif resolved or verifier is not None:
+            raise ConfigurationError("give `environment`, or `tools` and `verifier`, not both")
+        return RolloutSpec(
+            model=self.model,
+            environment=environment,
+            sampling=sampling or Sampling(),
+            deadlines=deadlines or Deadlines(),
+            limits=limits or Limits(),
+            retry=self.retry,
+        )
+
+    def _check_open(self) -> None:
+        if self._stack is None:
+            raise ConfigurationError("the client is not open; use `async with GymClient(...) as client`")
+
+
+def _input(value: str | Iterable[Any]) -> Any:
+    return value if isinstance(value, str) else as_items(value)
