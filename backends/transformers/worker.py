@@ -105,6 +105,7 @@ class Worker:
             self.error = error
             with self._lock:
                 self._closing = True
+            self.scheduler.discard()  # before anybody hears of it: whoever looks then sees no load
             self._broken(error)
         finally:
             self._drop_commands()
