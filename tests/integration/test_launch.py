@@ -72,8 +72,10 @@ async def test_asyncios_own_cancellation_of_the_start_leaves_nothing(
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from gym_sdk.launch import launch_server
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 
 async def main():
     async with launch_server(sys.argv[1], log=sys.argv[2]) as url:
