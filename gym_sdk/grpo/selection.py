@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -55,8 +54,7 @@ def select_rows(groups: Sequence[Group], config: GRPOConfig, *, vocab_size: int)
     `config.drop_zero_variance`, if all its rewards are equal. Rows without a sampled token are left out.
 
     Raises:
-        TokenContractError: a rollout with a reward has no tokens, tokens that the model does not have, or a
-            sampled token of probability 0.
+        TokenContractError: a rollout with a reward has no tokens, or tokens that the model does not have.
         ConfigurationError: a reward is not finite.
     """
     selection = Selection()
@@ -91,9 +89,4 @@ def _check_tokens(row: TokenSequence, vocab_size: int) -> None:
         raise TokenContractError(
             f"rollout {row.rollout_id}: token id {max(row.token_ids)} is outside the model's vocabulary of "
             f"{vocab_size}; the policy that sampled it has another tokenizer than the model being trained"
-        )
-    if row.log_probs and min(row.log_probs) == -math.inf:
-        raise TokenContractError(
-            f"rollout {row.rollout_id}: a sampled token has the log-prob -inf; engines report log-probs "
-            "before top-k and top-p truncation, where every token that can be sampled has a finite one"
         )

@@ -1,6 +1,6 @@
 """The data: Responses API items, requests and responses, tasks, rollouts and groups."""
 
-from gym_sdk.schema.base import TOKEN_FIELDS, TokenFields, WireModel
+from gym_sdk.schema.base import TOKEN_FIELDS, TokenFields, WireModel, tokens_to_wire
 from gym_sdk.schema.items import (
     ContentPart,
     FunctionCall,
@@ -20,6 +20,8 @@ from gym_sdk.schema.items import (
     text_of,
 )
 from gym_sdk.schema.messages import (
+    TOKEN_FORM_HEADER,
+    TOKEN_FORMS,
     FunctionTool,
     IncompleteDetails,
     InputTokensDetails,
@@ -27,6 +29,8 @@ from gym_sdk.schema.messages import (
     Response,
     ResponseError,
     ResponseRequest,
+    TokenDelta,
+    TokenForm,
     Usage,
 )
 from gym_sdk.schema.rollout import (
@@ -43,6 +47,8 @@ from gym_sdk.schema.task import Task
 
 __all__ = [
     "TOKEN_FIELDS",
+    "TOKEN_FORMS",
+    "TOKEN_FORM_HEADER",
     "ContentPart",
     "Failure",
     "FunctionCall",
@@ -69,7 +75,9 @@ __all__ = [
     "Task",
     "TextPart",
     "Timing",
+    "TokenDelta",
     "TokenFields",
+    "TokenForm",
     "Truncation",
     "UnknownItem",
     "UnknownPart",
@@ -78,4 +86,5 @@ __all__ = [
     "as_items",
     "output_text",
     "text_of",
+    "tokens_to_wire",
 ]

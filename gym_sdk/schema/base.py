@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -9,7 +10,7 @@ from pydantic_core import to_json
 
 from gym_sdk.tokens import CallTokens, WeightSpan, check_token_bundle
 
-__all__ = ["TOKEN_FIELDS", "TokenFields", "WireModel"]
+__all__ = ["TOKEN_FIELDS", "TokenFields", "WireModel", "tokens_to_wire"]
 
 TOKEN_FIELDS = (
     "prompt_token_ids",
@@ -83,14 +84,7 @@ class TokenFields(WireModel):
 
     def with_tokens(self, tokens: CallTokens) -> Self:
         """Return a copy that carries these tokens."""
-        update: dict[str, Any] = {
-            "prompt_token_ids": tokens.prompt_token_ids,
-            "generation_token_ids": tokens.generation_token_ids,
-            "generation_log_probs": tokens.generation_log_probs,
-        }
-        if tokens.weight_versions:
-            update["weight_versions"] = list(tokens.weight_versions)
-        return self.model_copy(update=update)
+        return self.model_copy(update=_fields_of(tokens))
 
     def without_tokens(self) -> Self:
         """Return this item if it carries no tokens, else a copy without them."""
@@ -99,3 +93,22 @@ class TokenFields(WireModel):
         copy = self.model_copy(update=dict.fromkeys(TOKEN_FIELDS))
         copy.__pydantic_fields_set__.difference_update(TOKEN_FIELDS)
         return copy
+
+
+def tokens_to_wire(tokens: CallTokens) -> dict[str, Any]:
+    """Return the token fields as they travel."""
+    fields = _fields_of(tokens)
+    if tokens.weight_versions:
+        fields["weight_versions"] = [asdict(span) for span in tokens.weight_versions]
+    return fields
+
+
+def _fields_of(tokens: CallTokens) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "prompt_token_ids": tokens.prompt_token_ids,
+        "generation_token_ids": tokens.generation_token_ids,
+        "generation_log_probs": tokens.generation_log_probs,
+    }
+    if tokens.weight_versions:
+        fields["weight_versions"] = list(tokens.weight_versions)
+    return fields

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from gym_sdk.schema.base import TokenFields, WireModel
+from gym_sdk.errors import TokenContractError
+from gym_sdk.schema.base import TokenFields, WireModel, tokens_to_wire
 from gym_sdk.schema.items import Item, output_text
-from gym_sdk.tokens import CallTokens
+from gym_sdk.tokens import CallTokens, WeightSpan
 
 __all__ = [
+    "TOKEN_FORMS",
+    "TOKEN_FORM_HEADER",
     "FunctionTool",
     "IncompleteDetails",
     "Response",
     "ResponseError",
     "ResponseRequest",
+    "TokenDelta",
+    "TokenForm",
     "Usage",
 ]
+
+TokenForm: TypeAlias = Literal["item", "response", "compact"]
+"""Where the tokens of a model call stand in a response.
+
+`item`: whole, on the last output item (NeMo Gym's form). `response`: whole, on the response. `compact`: on
+the response, as a `TokenDelta`; the response does not repeat instructions and tools, and a request that
+continues another by `previous_response_id` takes over its instructions, tools and template settings unless it
+sends its own.
+"""
+
+TOKEN_FORMS: tuple[TokenForm, ...] = ("item", "response", "compact")
+
+TOKEN_FORM_HEADER = "Gym-Token-Form"
+"""The HTTP header by which a request chooses the form."""
 
 
 class FunctionTool(WireModel):
@@ -97,8 +117,59 @@ class IncompleteDetails(WireModel):
     reason: str | None = None
 
 
-class Response(WireModel):
-    """The result of one model call."""
+class TokenDelta(WireModel):
+    """The tokens of a model call without those that the other side has seen: the `compact` form."""
+
+    always_sent: ClassVar[frozenset[str]] = frozenset({"extends"})
+    extends: str | None = None
+    """The response with whose tokens the prompt begins; None if `new_prompt_token_ids` is all of it."""
+    new_prompt_token_ids: list[int]
+    generation_token_ids: list[int]
+    generation_log_probs: list[float]
+    weight_versions: list[WeightSpan] | None = None
+
+    @classmethod
+    def of(cls, tokens: CallTokens, extends: str | None) -> TokenDelta:
+        """Return the tokens in this form; `extends` names the response of `tokens.parent`."""
+        fields: dict[str, Any] = {
+            "extends": extends,
+            "new_prompt_token_ids": tokens.prompt_token_ids if extends is None else tokens.new_prompt_ids,
+            "generation_token_ids": tokens.generation_token_ids,
+            "generation_log_probs": tokens.generation_log_probs,
+        }
+        if tokens.weight_versions:
+            fields["weight_versions"] = list(tokens.weight_versions)
+        return cls.model_construct(**fields)
+
+    def resolve(self, known: Mapping[str, CallTokens]) -> CallTokens:
+        """Return the whole tokens.
+
+        Args:
+            known: the tokens of earlier responses, by response id.
+
+        Raises:
+            TokenContractError: the response that this one extends is not among them, or the fields
+                contradict each other.
+        """
+        own = (
+            self.new_prompt_token_ids,
+            self.generation_token_ids,
+            self.generation_log_probs,
+            tuple(self.weight_versions or ()),
+        )
+        if self.extends is None:
+            return CallTokens(*own)
+        parent = known.get(self.extends)
+        if parent is None:
+            raise TokenContractError(
+                f"token_delta.extends names response {self.extends!r}, whose tokens are not known here; "
+                f"ask for whole tokens with the header `{TOKEN_FORM_HEADER}: item`"
+            )
+        return CallTokens.extending(parent, *own)
+
+
+class Response(TokenFields):
+    """The result of one model call. In the `response` form the token fields sit on it."""
 
     always_sent: ClassVar[frozenset[str]] = frozenset(
         {
@@ -138,6 +209,11 @@ class Response(WireModel):
     """Why the prompt did not extend the newest model call of its history, if it did not."""
     unparsed_calls: int = 0
     """Pieces of tool-call markup that did not parse and stayed text."""
+    token_delta: TokenDelta | None = None
+    """The tokens in the `compact` form."""
+
+    _carried: CallTokens | None = PrivateAttr(default=None)
+    _extends: str | None = PrivateAttr(default=None)
 
     @property
     def output_text(self) -> str:
@@ -146,8 +222,58 @@ class Response(WireModel):
 
     @property
     def tokens(self) -> CallTokens | None:
-        """The tokens of this model call, from the last output item that carries them."""
-        for item in reversed(self.output):
-            if isinstance(item, TokenFields) and item.tokens is not None:
-                return item.tokens
-        return None
+        """The tokens of this model call, wherever the server put them; None if it sent none.
+
+        Raises:
+            TokenContractError: they come as a delta to another response: see `tokens_after`.
+        """
+        return self.tokens_after({})
+
+    def tokens_after(self, known: Mapping[str, CallTokens]) -> CallTokens | None:
+        """Return the tokens of this model call, given those of earlier responses by response id.
+
+        Raises:
+            TokenContractError: the response that a delta extends is not among them.
+        """
+        if self._carried is not None:
+            return self._carried
+        if self.token_delta is not None:
+            return self.token_delta.resolve(known)
+        own = super().tokens
+        if own is not None:
+            return own
+        return next((item.tokens for item in reversed(self.output) if item.tokens is not None), None)
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the next request may continue this one, as in the `compact` form."""
+        return self.token_delta is not None or self._carried is not None
+
+    def carrying(self, tokens: CallTokens, *, extends: str | None = None) -> Self:
+        """Attach tokens to this object, off the wire, and return it.
+
+        Args:
+            tokens: the tokens of this model call.
+            extends: the response of `tokens.parent`, if whoever asked has its tokens.
+        """
+        self._carried = tokens
+        self._extends = extends
+        return self
+
+    def in_form(self, form: TokenForm) -> dict[str, Any]:
+        """Return the JSON object, with the tokens in one of the forms."""
+        tokens = self.tokens
+        output = [item.without_tokens() for item in self.output]
+        wire = self.without_tokens().model_copy(update={"output": output}).to_wire()
+        if form == "compact":
+            wire.pop("instructions", None)
+            wire.pop("tools", None)
+        if tokens is None:
+            return wire
+        if form == "compact":
+            wire["token_delta"] = TokenDelta.of(tokens, self._extends).to_wire()
+        elif form == "response":
+            wire |= tokens_to_wire(tokens)
+        else:
+            wire["output"][-1] |= tokens_to_wire(tokens)
+        return wire

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from gym_sdk.errors import TokenContractError
+from gym_sdk.schema.call_tokens import TokensField, links_of, mark_links, resolve_links
 from gym_sdk.schema.items import FunctionCall, Item, output_text
 from gym_sdk.schema.task import Task
-from gym_sdk.tokens import CallTokens, TokenSequence, group_advantages, merge_calls
+from gym_sdk.tokens import CallTokens, TokenReport, TokenSequence, group_advantages, merge_calls
 
 __all__ = [
     "Failure",
@@ -23,7 +25,8 @@ __all__ = [
     "Truncation",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the JSON of a rollout. 2: the tokens of a model call may extend those of an earlier one."""
 
 
 class Outcome(StrEnum):
@@ -91,8 +94,12 @@ class ModelCall(_Data):
     end_item: int
     """Index after the call's last output item."""
     status: str = "completed"
-    tokens: CallTokens | None = None
+    tokens: TokensField | None = None
     """None if the server does not return token ids."""
+    fork: str | None = None
+    """Why the prompt did not extend the newest model call of its history, if the server says so."""
+    unparsed_calls: int = 0
+    """Pieces of tool-call markup in the generation that did not parse and stayed text."""
     retries: int = 0
     duration_s: float = 0.0
 
@@ -122,6 +129,36 @@ class Rollout(_Data):
     """Counts of this rollout, e.g. `tool_calls`, `tool_errors`, and whatever a verifier adds."""
     timing: Timing
     schema_version: int = SCHEMA_VERSION
+    """Of the data; what an older version wrote is read, and written as the newest."""
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known_version(cls, version: int) -> int:
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise ValueError(
+                f"version {version} of the data is not known; this gym-sdk reads 1 to {SCHEMA_VERSION}"
+            )
+        return SCHEMA_VERSION
+
+    @field_validator("model_calls", mode="wrap")
+    @classmethod
+    def _load_calls(cls, calls: Any, handler: Callable[[Any], list[ModelCall]]) -> list[ModelCall]:
+        loaded = handler(mark_links(calls))
+        tokens = resolve_links([call.tokens for call in loaded])
+        for call, resolved in zip(loaded, tokens, strict=True):
+            if call.tokens is not resolved:
+                call.tokens = resolved
+        return loaded
+
+    @field_serializer("model_calls", mode="wrap")
+    def _dump_calls(self, calls: list[ModelCall], handler: Callable[[Any], Any]) -> Any:
+        links = links_of([call.tokens for call in calls])
+        return handler(
+            [
+                call if call.tokens is link else call.model_copy(update={"tokens": link})
+                for call, link in zip(calls, links, strict=True)
+            ]
+        )
 
     @field_serializer("items")
     def _dump_items(self, items: list[Item]) -> list[dict[str, Any]]:
@@ -155,12 +192,40 @@ class Rollout(_Data):
         """All function calls of the policy, in order."""
         return [item for item in self.output if isinstance(item, FunctionCall)]
 
-    def sequences(self) -> list[TokenSequence]:
+    def sequences(self, *, abandoned: bool = True) -> list[TokenSequence]:
         """Return the training rows: one if every prompt extended the previous call, more after forks.
+
+        Args:
+            abandoned: whether to return the rows of generations that the rollout did not go on from (see
+                `gym_sdk.tokens.merge_calls`).
 
         Raises:
             TokenContractError: a model call came without tokens.
         """
+        rows = merge_calls(self._tokens(), abandoned=abandoned)
+        for row in rows:
+            row.rollout_id = self.id
+            row.task_id = self.task_id
+        return rows
+
+    def token_report(self, decode: Callable[[Sequence[int]], str] | None = None) -> TokenReport:
+        """Report what became of the tokens: rows, trained share, forks and what they drifted to.
+
+        Args:
+            decode: turns token ids into text, e.g. `client.transport.decode` of a `GymClient.local()`; then
+                the tokens around forks are shown as text.
+
+        Raises:
+            TokenContractError: a model call came without tokens.
+        """
+        return TokenReport.of(
+            self._tokens(),
+            reasons=[call.fork for call in self.model_calls],
+            unparsed_calls=sum(call.unparsed_calls for call in self.model_calls),
+            decode=decode,
+        )
+
+    def _tokens(self) -> list[CallTokens]:
         tokens: list[CallTokens] = []
         for call in self.model_calls:
             if call.tokens is None:
@@ -169,11 +234,7 @@ class Rollout(_Data):
                     "server that returns them, such as `gym-sdk serve`"
                 )
             tokens.append(call.tokens)
-        rows = merge_calls(tokens)
-        for row in rows:
-            row.rollout_id = self.id
-            row.task_id = self.task_id
-        return rows
+        return tokens
 
 
 class Group(_Data):
@@ -198,18 +259,21 @@ class Group(_Data):
         rewards = self.rewards
         return sum(rewards) / len(rewards) if rewards else None
 
-    def sequences(self) -> list[TokenSequence]:
+    def sequences(self, *, abandoned: bool = True) -> list[TokenSequence]:
         """Return the training rows of the valid rollouts, with their advantages over the group.
 
         The advantages are `gym_sdk.tokens.group_advantages` with its defaults (GRPO); a rollout without
         reward has no rows.
+
+        Args:
+            abandoned: as for `Rollout.sequences`.
         """
         advantages = group_advantages([rollout.reward for rollout in self.rollouts])
         rows: list[TokenSequence] = []
         for rollout, advantage in zip(self.rollouts, advantages, strict=True):
             if advantage is None:
                 continue
-            for row in rollout.sequences():
+            for row in rollout.sequences(abandoned=abandoned):
                 row.advantage = advantage
                 rows.append(row)
         return rows

@@ -101,12 +101,6 @@ def test_tokens_that_the_model_does_not_have_are_an_error(make_rollout: Make) ->
         select_rows([group(make_rollout, 1.0, 0.0)], GRPOConfig(), vocab_size=5)
 
 
-def test_a_sampled_token_of_probability_zero_is_an_error(make_rollout: Make) -> None:
-    impossible = CallTokens([1], [2, 3], [-0.1, -math.inf])
-    with pytest.raises(TokenContractError, match=r"a/0: a sampled token has the log-prob -inf"):
-        select_rows([group(make_rollout, 1.0, 0.0, calls=(impossible,))], GRPOConfig(), vocab_size=10)
-
-
 def test_a_reward_that_is_not_finite_is_an_error(make_rollout: Make) -> None:
     with pytest.raises(ConfigurationError, match="must be finite"):
         select_rows([group(make_rollout, 1.0, math.nan)], GRPOConfig(), vocab_size=10)

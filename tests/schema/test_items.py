@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gym_sdk.errors import TokenContractError
 from gym_sdk.schema import (
     FunctionCall,
     FunctionCallOutput,
@@ -144,24 +141,6 @@ def test_token_fields_are_all_or_none() -> None:
         partial = {name: value for name, value in whole.items() if name != missing}
         with pytest.raises(ValidationError, match=f"{missing} missing"):
             as_items([{**message, **partial}])
-
-
-@pytest.mark.parametrize(
-    ("generation", "log_probs", "spans", "complaint"),
-    [
-        ([3], [-0.1, -0.2], (), "one for each sampled token"),
-        ([3], [math.nan], (), "at most 0"),
-        ([3], [0.5], (), "at most 0"),
-        ([-3], [-0.5], (), "negative id"),
-        ([3, 4], [-0.5, -0.5], (WeightSpan("0", 0, 1),), "must cover all"),
-        ([3, 4], [-0.5, -0.5], (WeightSpan("0", 0, 1), WeightSpan("1", 0, 2)), "in order"),
-    ],
-)
-def test_impossible_bundles_are_refused(
-    generation: list[int], log_probs: list[float], spans: tuple[WeightSpan, ...], complaint: str
-) -> None:
-    with pytest.raises(TokenContractError, match=complaint):
-        CallTokens([1], generation, log_probs, spans)
 
 
 def test_request_keeps_unknown_fields_and_checks_known_ones() -> None:
