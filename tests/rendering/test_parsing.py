@@ -3,67 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.characters import EOS, CharacterTokens
+from support.parsed import shown
 
 from backends.rendering import HermesParser
 from gym_sdk.schema import FunctionCall, Item, Message, Reasoning
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-EOS = 1_000_000
-
-
-class CharacterTokens:
-    """A tokenizer with one id for each character, and ids of their own for the markup if `special`."""
-
-    def __init__(self, *, special: bool) -> None:
-        self.special = {mark: 2_000_000 + n for n, mark in enumerate(MARKS)} if special else {}
-
-    def encode(self, text: str) -> list[int]:
-        if not self.special:
-            return [ord(character) for character in text]
-        pieces = re.split("(" + "|".join(MARKS) + ")", text)
-        ids: list[int] = []
-        for piece in pieces:
-            ids += [self.special[piece]] if piece in self.special else [ord(c) for c in piece]
-        return ids
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        names = {number: mark for mark, number in self.special.items()}
-        return "".join(names.get(token) or chr(token) for token in token_ids)
-
-    def convert_tokens_to_ids(self, tokens: str) -> int | None:
-        return self.special.get(tokens)
-
-    def convert_ids_to_tokens(self, ids: int) -> str:
-        return self.decode([ids])
 
 
 @pytest.fixture(params=[True, False], ids=["special tokens", "spelled out"])
 def tokens(request: pytest.FixtureRequest) -> CharacterTokens:
-    return CharacterTokens(special=request.param)
+    return CharacterTokens(MARKS if request.param else ())
 
 
 def parse(tokens: CharacterTokens, text: str, *, stop: bool = True) -> list[Item]:
     parser = HermesParser(tokens, frozenset({EOS}))
     return parser.parse(tokens.encode(text) + [EOS] * stop).items
-
-
-def shown(items: list[Item]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for item in items:
-        if isinstance(item, FunctionCall):
-            rows.append(("call", item.name, item.arguments))
-        elif isinstance(item, Reasoning):
-            rows.append(("think", item.text))
-        else:
-            assert isinstance(item, Message)
-            rows.append(("text", item.text))
-    return rows
 
 
 @pytest.mark.parametrize(
@@ -90,6 +50,15 @@ def shown(items: list[Item]) -> list[tuple[str, ...]]:
             '<tool_call>{"arguments": {"name": "f"}, "name": "g"}</tool_call>',
             [("call", "g", '{"name": "f"}')],
         ),
+        ('<tool_call>{"name": "f", "arguments": null}</tool_call>', [("call", "f", "null")]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": {"arguments": {"b": "}"}}, "é": "東"}}</tool_call>',
+            [("call", "f", '{"a": {"arguments": {"b": "}"}}, "é": "東"}')],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": 1}, "arguments": {"a": 1.0, "a": true}}</tool_call>',
+            [("call", "f", '{"a": 1.0, "a": true}')],
+        ),
     ],
 )
 def test_markup(tokens: CharacterTokens, text: str, expected: list[tuple[str, ...]]) -> None:
@@ -103,6 +72,12 @@ def test_markup(tokens: CharacterTokens, text: str, expected: list[tuple[str, ..
         "<tool_call>[1]</tool_call>",
         '<tool_call>{"name": 3}</tool_call>',
         'so: <tool_call>{"name": "f"',
+        '<tool_call>{"name": "", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {}} and more</tool_call>',
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "\\ud800"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": ' + "[" * 100_000 + "</tool_call>",
+        '<tool_call>{"name": "f", "arguments": ' + "1" * 5_000 + "}</tool_call>",
         "</tool_call> only closed",
     ],
 )
@@ -113,8 +88,12 @@ def test_what_does_not_parse_stays_text(tokens: CharacterTokens, text: str) -> N
     assert output.unparsed_calls == ("<tool_call>" in text)
 
 
+def test_blank_text_alone_is_the_message(tokens: CharacterTokens) -> None:
+    assert shown(parse(tokens, " \n")) == [("text", " \n")]
+
+
 def test_markup_spelled_out_is_text_where_the_tokenizer_has_the_tokens() -> None:
-    tokens = CharacterTokens(special=True)
+    tokens = CharacterTokens(MARKS)
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     parser = HermesParser(tokens, frozenset({EOS}))
     items = parser.parse([ord(character) for character in text]).items
@@ -122,7 +101,7 @@ def test_markup_spelled_out_is_text_where_the_tokenizer_has_the_tokens() -> None
 
 
 def test_reasoning_tokens_are_counted() -> None:
-    tokens = CharacterTokens(special=True)
+    tokens = CharacterTokens(MARKS)
     parser = HermesParser(tokens, frozenset({EOS}))
     assert parser.parse(tokens.encode("<think>abc</think>d")).reasoning_tokens == 5
     assert parser.parse(tokens.encode("<think>cut")).reasoning_tokens == 4
@@ -136,7 +115,7 @@ pieces = st.lists(
 @given(pieces, st.booleans(), st.booleans())
 def test_no_character_is_lost(texts: list[str], special: bool, stop: bool) -> None:
     """Everything but markup and blank text comes back, in order."""
-    tokens = CharacterTokens(special=special)
+    tokens = CharacterTokens(MARKS if special else ())
     text = "".join(texts)
     items = parse(tokens, text, stop=stop)
     assert items

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gym_sdk.schema import FunctionCall, Message, OutputText, Response, ResponseRequest, Usage
+from gym_sdk.schema import FunctionCall, Message, OutputText, Response, ResponseRequest, TokenForm, Usage
 from gym_sdk.tokens import CallTokens
 
 Answer = Response | Exception
@@ -56,6 +56,7 @@ class ScriptedTransport:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.requests: list[ResponseRequest] = []
+        self.token_forms: list[TokenForm] = []
         self.pushed: list[tuple[Any, str]] = []
         self.running = 0
         self.most_running = 0
@@ -64,8 +65,9 @@ class ScriptedTransport:
     async def open(self) -> None:
         return None
 
-    async def respond(self, request: ResponseRequest) -> Response:
+    async def respond(self, request: ResponseRequest, *, token_form: TokenForm = "item") -> Response:
         self.requests.append(request)
+        self.token_forms.append(token_form)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:

@@ -1,0 +1,329 @@
+"""What each format's parser makes of a generation, with markup as tokens and spelled out."""
+
+# ruff: noqa: RUF001 - DeepSeek spells its tokens with full-width bars
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from support.characters import EOS, CharacterTokens
+from support.markup import MARKS, THINK
+from support.parsed import shown
+
+from backends.rendering.parsing import PARSERS, ParsedOutput, make_parser
+from gym_sdk.errors import ConfigurationError
+from gym_sdk.schema import FunctionCall, FunctionTool
+
+TOOLS = [
+    FunctionTool(
+        name="f",
+        parameters={
+            "$defs": {"unit": {"enum": ["1", "2"]}, "point": {"type": "object"}},
+            "properties": {
+                "s": {"type": "string"},
+                "n": {"type": "number"},
+                "i": {"type": "integer"},
+                "b": {"type": "boolean"},
+                "o": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "u": {"$ref": "#/$defs/unit"},
+                "p": {"$ref": "#/$defs/point"},
+            },
+        },
+    )
+]
+
+
+def short(text: str) -> str:
+    """Spell out abbreviated markup: DeepSeek's and Kimi's is long."""
+    for brief, mark in {
+        "«D": "<｜tool▁calls▁begin｜>",
+        "D»": "<｜tool▁calls▁end｜>",
+        "«d": "<｜tool▁call▁begin｜>",
+        "d»": "<｜tool▁call▁end｜>",
+        "|sep|": "<｜tool▁sep｜>",
+        "«K": "<|tool_calls_section_begin|>",
+        "K»": "<|tool_calls_section_end|>",
+        "«k": "<|tool_call_begin|>",
+        "k»": "<|tool_call_end|>",
+        "|arg|": "<|tool_call_argument_begin|>",
+        "«P": "<|tool_call_start|>",
+        "P»": "<|tool_call_end|>",
+    }.items():
+        text = text.replace(brief, mark)
+    return text
+
+
+def run(name: str, text: str, *, special: bool = True, stop: bool = True) -> ParsedOutput:
+    tokens = CharacterTokens((*MARKS[name], *THINK) if special else ())
+    parser = make_parser(name, tokens, frozenset({EOS}))
+    assert parser.name == name
+    return parser.parse(tokens.encode(text) + [EOS] * stop, tools=TOOLS)
+
+
+CASES: list[tuple[str, str, list[tuple[str, ...]]]] = [
+    # qwen3_coder: types by the schema, text around and between
+    (
+        "qwen3_coder",
+        "a <tool_call>\n<function=f>\n<parameter=s>\n 12 \n</parameter>\n<parameter=i>\n12\n</parameter>\n"
+        "</function>\n</tool_call> b <tool_call><function=g></function></tool_call> c",
+        [
+            ("text", "a "),
+            ("call", "f", '{"s": " 12 ", "i": 12}'),
+            ("text", " b "),
+            ("call", "g", "{}"),
+            ("text", " c"),
+        ],
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call><function=f><parameter=o>\nnull\n</parameter><parameter=o>\n7\n</parameter>"
+        "<parameter=u>2</parameter><parameter=p>{x}</parameter><parameter=n>1.10</parameter>"
+        "<parameter=b>True</parameter></function></tool_call>",
+        [("call", "f", '{"o": null, "o": "7", "u": "2", "p": "{x}", "n": 1.10, "b": true}')],
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call><function=f><parameter=s>a</parameter> <b>\n\n</parameter></function></tool_call>",
+        [("call", "f", '{"s": "a</parameter> <b>\\n"}')],
+    ),
+    (
+        "qwen3_coder",
+        '<tool_call><function=other><parameter=k>{"a": [1]}</parameter><parameter=l>NaN</parameter>'
+        "</function></tool_call>",
+        [("call", "other", '{"k": {"a": [1]}, "l": "NaN"}')],
+    ),
+    # glm45
+    (
+        "glm45",
+        "x\n<tool_call>f\n<arg_key>s</arg_key>\n<arg_value> 1\n</arg_value>\n<arg_key>i</arg_key>\n"
+        "<arg_value>1</arg_value>\n</tool_call>",
+        [("text", "x\n"), ("call", "f", '{"s": " 1\\n", "i": 1}')],
+    ),
+    (
+        "glm45",
+        "<tool_call>g</tool_call><tool_call>f<arg_key>s</arg_key><arg_value></arg_value></tool_call>",
+        [("call", "g", "{}"), ("call", "f", '{"s": ""}')],
+    ),
+    # llama3_json
+    (
+        "llama3_json",
+        '{"name": "f", "parameters": {"a": {"b": 1.0}}}',
+        [("call", "f", '{"a": {"b": 1.0}}')],
+    ),
+    (
+        "llama3_json",
+        '<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "arguments": {"x": null}} done',
+        [("call", "f", "{}"), ("call", "g", '{"x": null}'), ("text", " done")],
+    ),
+    ("llama3_json", '{"name": "f", "parameters": {}}; so', [("call", "f", "{}"), ("text", "; so")]),
+    ("llama3_json", '{"name": "f", "parameters": {}} ;', [("call", "f", "{}")]),
+    ("llama3_json", '<|python_tag|>search.call(query="é")', [("call", "search", '{"query": "é"}')]),
+    ("llama3_json", '{"name": "Bob", "age": 3}', [("text", '{"name": "Bob", "age": 3}')]),
+    ("llama3_json", 'see {"name": "f", "parameters": {}}', [("text", 'see {"name": "f", "parameters": {}}')]),
+    # pythonic
+    (
+        "pythonic",
+        "a «P[f(a=-1, b='x', c=[True, None, (1,)]), g.h(d={'k': false})]P» b",
+        [
+            ("text", "a "),
+            ("call", "f", '{"a": -1, "b": "x", "c": [true, null, [1]]}'),
+            ("call", "g.h", '{"d": {"k": false}}'),
+            ("text", " b"),
+        ],
+    ),
+    ("pythonic", "«Pf()P»", [("call", "f", "{}")]),
+    ("pythonic", r"«P[f(p='C:\d', u='\ud800')]P»", [("call", "f", r'{"p": "C:\\d", "u": "\ud800"}')]),
+    # mistral
+    (
+        "mistral",
+        'a [TOOL_CALLS] [{"name": "f", "arguments": {"a":  1}}, {"name": "g", "arguments": {}}] b',
+        [("text", "a "), ("call", "f", '{"a":  1}'), ("call", "g", "{}"), ("text", " b")],
+    ),
+    (
+        "mistral",
+        '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]abcdefgh1[ARGS]{"b": {}} after',
+        [("call", "f", '{"a": 1}'), ("call", "g", '{"b": {}}'), ("text", " after")],
+    ),
+    ("mistral", '[TOOL_CALLS]f{"a": "]"}', [("call", "f", '{"a": "]"}')]),
+    (
+        "mistral",
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "[ARGS]"}}]',
+        [("call", "f", '{"a": "[ARGS]"}')],
+    ),
+    ("mistral", "[THINK]hm[TOOL_CALLS][/THINK]yes", [("think", "hm[TOOL_CALLS]"), ("text", "yes")]),
+    # deepseek_v3
+    (
+        "deepseek_v3",
+        'a«D«dfunction|sep|f\n```json\n{"a": "```"}\n```d»\n«dfunction|sep|g\n```json\n{}\n```d»D»b',
+        [("text", "a"), ("call", "f", '{"a": "```"}'), ("call", "g", "{}"), ("text", "b")],
+    ),
+    ("deepseek_v3", '«D«df|sep|{"a": 1}d»«dg|sep|d»D»', [("call", "f", '{"a": 1}'), ("call", "g", "{}")]),
+    # kimi_k2
+    (
+        "kimi_k2",
+        'a«K«kfunctions.f:0|arg|{"a": 1}k»«kfunctions.g.h:1|arg|{}k»K»b',
+        [("text", "a"), ("call", "f", '{"a": 1}'), ("call", "g.h", "{}"), ("text", "b")],
+    ),
+    # gpt_oss
+    (
+        "gpt_oss",
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>Let me see."
+        "<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
+        '{"a":  1}<|call|>',
+        [("think", "hm"), ("text", "Let me see."), ("call", "f", '{"a":  1}')],
+    ),
+    (
+        "gpt_oss",
+        "<|channel|>commentary to=functions.f<|constrain|>json<|message|>{}<|end|>"
+        "<|start|>assistant to=functions.g<|channel|>commentary<|message|><|call|>"
+        "<|start|>assistant<|channel|>final<|message|>done<|return|>",
+        [("call", "f", "{}"), ("call", "g", "{}"), ("text", "done")],
+    ),
+    ("gpt_oss", "<|channel|>analysis<|message|>cut", [("think", "cut")]),
+    ("gpt_oss", "<|channel|>analysis", [("text", "<|channel|>analysis")]),
+    ("gpt_oss", "no harmony at all", [("text", "no harmony at all")]),
+    (
+        "gpt_oss",
+        "<|channel|>final<|message|>a<|end|><|start|>user<|message|>b<|end|>c",
+        [("text", "a"), ("text", "<|start|>user<|message|>b<|end|>c")],
+    ),
+]
+BROKEN: list[tuple[str, str]] = [
+    ("qwen3_coder", "<tool_call><function=f><parameter=s>1</parameter>"),
+    ("qwen3_coder", "<tool_call><function=f><parameter=s>1</function></tool_call>"),
+    ("qwen3_coder", "<tool_call>{}</tool_call>"),
+    ("glm45", "<tool_call>f<arg_key>s</arg_key></tool_call>"),
+    ("glm45", "<tool_call>f<arg_key>s</arg_key><arg_value>1"),
+    ("glm45", "<tool_call><arg_key>s</arg_key><arg_value>1</arg_value></tool_call>"),
+    ("llama3_json", '{"name": "f", "parameters": {"a"'),
+    ("llama3_json", "<|python_tag|>import os; os.listdir()"),
+    ("pythonic", "«P[f(1)]P»"),
+    ("pythonic", "«P[f(a=g())]P»"),
+    ("pythonic", "«P[f(a=1e999)]P»"),
+    ("pythonic", "«P[f(**{'a': 1})]P»"),
+    ("pythonic", "«P[f(a=" + "-" * 20_000 + "1)]P»"),
+    ("pythonic", "«P[f(a=1" + "+1" * 20_000 + ")]P»"),
+    ("pythonic", "«P" + "[" * 300 + "P»"),
+    ("pythonic", "«P[f(a=1"),
+    ("mistral", '[TOOL_CALLS][{"name": "f"'),
+    ("mistral", "[TOOL_CALLS]f[ARGS]{"),
+    ("mistral", "[TOOL_CALLS]f[ARGS]1"),
+    ("mistral", "[TOOL_CALLS]f[CALL_ID]a[CALL_ID]b[ARGS]{}"),
+    ("mistral", "[TOOL_CALLS]"),
+    ("deepseek_v3", "«DD»"),
+    ("deepseek_v3", "«D«dfunction|sep|f\n```json\n{oops}\n```d»D»"),
+    ("deepseek_v3", "«D«dfd»D»"),
+    ("kimi_k2", "«K«kfunctions.f:0|arg|{"),
+    ("kimi_k2", "«K«kfunctions.f:0|arg|{a}k»K»"),
+    ("kimi_k2", "«K«k|arg|{}k»K»"),
+    ("kimi_k2", "«K«kfunctions.f:0|arg|" + "[" * 100_000 + "k»K»"),
+    ("gpt_oss", "<|channel|>commentary to=functions.f<|message|>{oops}<|call|>"),
+    ("gpt_oss", '<|channel|>commentary to=functions.f<|message|>{"a": 1'),
+]
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "spelled out"])
+@pytest.mark.parametrize(("name", "text", "expected"), CASES)
+def test_calls(name: str, text: str, expected: list[tuple[str, ...]], special: bool) -> None:
+    output = run(name, short(text), special=special)
+    assert shown(output.items) == expected
+    assert output.unparsed_calls == 0
+    assert shown(run(name, short(text), special=special, stop=False).items) == expected
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "spelled out"])
+@pytest.mark.parametrize(("name", "text"), BROKEN)
+def test_what_does_not_parse_stays_text(name: str, text: str, special: bool) -> None:
+    output = run(name, short(text), special=special)
+    assert shown(output.items) == [("text", short(text))]
+    assert output.unparsed_calls == 1
+
+
+@pytest.mark.parametrize("name", [name for name in MARKS if MARKS[name]])
+def test_markup_spelled_out_is_text_where_the_tokenizer_has_the_tokens(name: str) -> None:
+    tokens = CharacterTokens((*MARKS[name], *THINK))
+    parser = make_parser(name, tokens, frozenset({EOS}))
+    texts = [short(text) for case, text, _ in CASES if case == name]
+    marked = [text for text in texts if any(mark in text for mark in MARKS[name])]
+    assert marked or name == "hermes"
+    for text in marked:
+        assert shown(parser.parse(tokens.spell(text)).items) == [("text", text)]
+
+
+def test_broken_calls_stay_where_they_stand() -> None:
+    text = short("«K«kfunctions.f:0|arg|{}k» «kbroken k»«kfunctions.g:1|arg|{}k»«kcut")
+    output = run("kimi_k2", text)
+    assert shown(output.items) == [
+        ("call", "f", "{}"),
+        ("text", short(" «kbroken k»")),
+        ("call", "g", "{}"),
+        ("text", short("«kcut")),
+    ]
+    assert output.unparsed_calls == 2
+    output = run("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"na')
+    assert shown(output.items) == [("call", "f", "{}"), ("text", ' {"na')]
+    assert output.unparsed_calls == 1
+
+
+def call_ids(output: ParsedOutput) -> list[str]:
+    return [item.call_id for item in output.items if isinstance(item, FunctionCall)]
+
+
+def test_sampled_call_ids_are_kept_once() -> None:
+    text = short("«K«kfunctions.f:0|arg|{}k»«kfunctions.f:0|arg|{}k»«kf|arg|{}k»K»")
+    first, *others = call_ids(run("kimi_k2", text))
+    assert first == "functions.f:0"
+    assert all(re.fullmatch(r"call_\w{24}", call_id) for call_id in others)
+    listed = '[TOOL_CALLS][{"name": "f", "arguments": {}, "id": "abcDEF123"}, {"name": "f", "id": "1"}]'
+    first, second = call_ids(run("mistral", listed))
+    assert first == "abcDEF123"
+    assert re.fullmatch(r"[a-zA-Z0-9]{9}", second)
+    assert call_ids(run("mistral", "[TOOL_CALLS]f[CALL_ID]abcDEF123[ARGS]{}")) == ["abcDEF123"]
+
+
+@pytest.mark.parametrize("name", ["pythonic", "llama3_json"])
+def test_bare_calls_need_no_markup(name: str) -> None:
+    text = "[f(a=1), g()]" if name == "pythonic" else '{"name": "f", "parameters": {"a": 1}}'
+    tokens = CharacterTokens()
+    output = make_parser(name, tokens, frozenset({EOS})).parse(tokens.encode(text))
+    assert shown(output.items)[0] == ("call", "f", '{"a": 1}')
+    if name == "pythonic":
+        cut = make_parser(name, tokens, frozenset({EOS})).parse(tokens.encode(text[:6]))
+        assert shown(cut.items) == [("text", text[:6])]
+        assert cut.unparsed_calls == 1
+        marked = CharacterTokens(MARKS[name])
+        output = make_parser(name, marked, frozenset({EOS})).parse(marked.encode(text))
+        assert shown(output.items) == [("text", text)]
+
+
+def test_schemas_of_any_shape_are_survived() -> None:
+    text = "<tool_call><function=f><parameter=a>1</parameter></function></tool_call>"
+    tokens = CharacterTokens()
+    parser = make_parser("qwen3_coder", tokens, frozenset())
+    shapes: list[Any] = [
+        {},
+        {"properties": 1},
+        {"properties": {"a": 1}},
+        {"properties": {"a": {"anyOf": 3, "type": [1], "enum": 4}}},
+        {"properties": {"a": {"$ref": "#"}}},
+        {"properties": {"a": {"$ref": "elsewhere.json"}}},
+        {"properties": {"a": {"const": 1}}},
+    ]
+    for shape in shapes:
+        tools = [FunctionTool(name="f", parameters=shape)]
+        assert shown(parser.parse(tokens.encode(text), tools=tools).items) == [("call", "f", '{"a": 1}')]
+
+
+def test_every_parser_is_made_by_its_name() -> None:
+    assert set(PARSERS) == set(MARKS)
+    with pytest.raises(ConfigurationError, match=re.escape(", ".join(PARSERS))):
+        make_parser("bogus", CharacterTokens(), frozenset())
+
+
+def test_arguments_are_json() -> None:
+    for name, text, _ in CASES:
+        for item in run(name, short(text)).items:
+            if isinstance(item, FunctionCall):
+                assert isinstance(json.loads(item.arguments), dict)
