@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -13,84 +16,264 @@ from gym_sdk.errors import ConfigurationError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput, Item, Message, Reasoning
 from gym_sdk.tokens import CallTokens
 
-__all__ = ["CallMemory", "extend_key", "history_keys"]
+__all__ = ["CallMemory", "HistoryKeys", "KnownCall", "content", "head_key", "one_spelling"]
 
 
-def history_keys(conversation: Conversation) -> list[bytes]:
-    """Return a key for each prefix of the conversation: `keys[n]` stands for its first n items.
+def content(item: Item) -> tuple[object, ...]:
+    """Return what an item says.
 
-    A key covers the instructions, tools, template settings and the content of the items. Item ids, status
-    and unknown fields stay out of it, because agents drop them; call ids stay in, because they cannot.
+    Ids, status and unknown fields stay out, because agents drop them; call ids stay in, because they cannot.
+    Arguments count as the JSON that they are, because some agents write them anew.
     """
+    if isinstance(item, Message):
+        return ("message", item.role, item.text)
+    if isinstance(item, FunctionCall):
+        return ("function_call", item.call_id, item.name, one_spelling(item.arguments))
+    if isinstance(item, FunctionCallOutput):
+        return ("function_call_output", item.call_id, item.text)
+    if isinstance(item, Reasoning):
+        return ("reasoning", item.text, item.encrypted_content)
+    return ("other", item.type, to_json(item.without_tokens().to_wire()))
+
+
+def one_spelling(text: str) -> str:
+    """Return JSON arguments in one spelling; what is no object, or names a key twice, stays as it is."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return value
+
+
+def _is_empty(item: Item) -> bool:
+    """Whether the item says nothing: thinking without text, which some agents leave of what they drop."""
+    return isinstance(item, Reasoning) and not item.text and not item.encrypted_content
+
+
+class HistoryKeys:
+    """Keys for the prefixes of a history.
+
+    `whole(n)` stands for the first n items, `visible(n)` for the same without thinking, which many agents
+    drop. Both begin with the scope, instructions, tools and template settings (`head`).
+
+    Args:
+        head: the key of the scope and settings.
+        whole: the key of the items before `start`.
+        visible: the same, without thinking.
+        start: the first n for which there is a key.
+    """
+
+    def __init__(self, head: bytes, whole: bytes, visible: bytes, start: int = 0) -> None:
+        self.head = head
+        self.start = start
+        self._whole = [whole]
+        self._visible = [visible]
+
+    def whole(self, end: int) -> bytes:
+        """Return the key of the first `end` items."""
+        return self._whole[end - self.start]
+
+    def visible(self, end: int) -> bytes:
+        """Return the key of the first `end` items, without thinking."""
+        return self._visible[end - self.start]
+
+    @property
+    def end(self) -> int:
+        """How many items the keys cover."""
+        return self.start + len(self._whole) - 1
+
+    @classmethod
+    def of(cls, conversation: Conversation, scope: str = "") -> HistoryKeys:
+        """Return the keys of a conversation."""
+        key = head_key(conversation, scope)
+        keys = cls(key, key, key)
+        keys.extend(conversation.items)
+        return keys
+
+    def extend(self, items: Iterable[Item]) -> None:
+        """Add items to the end of the history."""
+        for item in items:
+            if _is_empty(item):
+                self._whole.append(self._whole[-1])
+                self._visible.append(self._visible[-1])
+                continue
+            said = to_json(content(item))
+            self._whole.append(_digest(self._whole[-1] + said))
+            if isinstance(item, Reasoning):
+                self._visible.append(self._visible[-1])
+            elif self._visible[-1] == self._whole[-2]:
+                self._visible.append(self._whole[-1])
+            else:
+                self._visible.append(_digest(self._visible[-1] + said))
+
+
+def head_key(conversation: Conversation, scope: str) -> bytes:
+    """Return the key of a scope and a conversation's settings."""
     head = (
+        scope,
         conversation.instructions,
         [tool.to_wire() for tool in conversation.tools],
         sorted(conversation.template_kwargs.items()),
     )
-    keys = [_digest(to_json(head))]
-    for item in conversation.items:
-        keys.append(extend_key(keys[-1], [item]))
-    return keys
-
-
-def extend_key(key: bytes, items: Iterable[Item]) -> bytes:
-    """Return the key of the history that `key` stands for, followed by these items."""
-    for item in items:
-        key = _digest(key + to_json(_content(item)))
-    return key
+    return _digest(to_json(head))
 
 
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def _content(item: Item) -> Sequence[object]:
-    if isinstance(item, Message):
-        return ("message", item.role, item.text)
-    if isinstance(item, FunctionCall):
-        return ("function_call", item.call_id, item.name, item.arguments)
-    if isinstance(item, FunctionCallOutput):
-        return ("function_call_output", item.call_id, item.text)
-    if isinstance(item, Reasoning):
-        return ("reasoning", item.text, item.encrypted_content)
-    return ("other", item.without_tokens().to_wire())
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownCall:
+    """A model call whose tokens are known, with the history that it ended.
+
+    Attributes:
+        tokens: what was prompted and sampled.
+        parent: the call that this one extends; its items come before `items`.
+        items: the history's items since the parent, the call's own output last.
+        outputs: how many of `items` the call sampled.
+        settings: the instructions, tools and template settings of the call; without items.
+        head: the key of the scope and the settings.
+        whole: the key of the history.
+        visible: the key of the history without thinking.
+        response_id: the response that carried it; empty if items that a client sent told of it.
+    """
+
+    tokens: CallTokens
+    parent: KnownCall | None
+    items: tuple[Item, ...]
+    outputs: int
+    settings: Conversation
+    head: bytes
+    whole: bytes
+    visible: bytes
+    response_id: str = ""
+
+    @property
+    def output(self) -> tuple[Item, ...]:
+        """The items that the call sampled."""
+        return self.items[len(self.items) - self.outputs :]
+
+    @property
+    def keys(self) -> set[bytes]:
+        """The keys under which the call is found."""
+        return {self.whole, self.visible}
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids under which agents may refer to the call: of its response, its items and its calls."""
+        names = {self.response_id}
+        for item in self.output:
+            names.add(getattr(item, "id", None) or "")
+            names.add(getattr(item, "call_id", None) or "")
+        return names - {""}
+
+    def history(self) -> list[Item]:
+        """Return all items up to and including the call's output."""
+        return [item for call in reversed(list(self.chain())) for item in call.items]
+
+    def chain(self) -> Iterator[KnownCall]:
+        """Yield this call and those that it extends, newest first."""
+        call: KnownCall | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+    def agrees(self, history: Sequence[Item]) -> bool:
+        """Whether a history says what this one says; thinking may be missing from it."""
+        history = [item for item in history if not _is_empty(item)]
+        position = len(history) - 1
+        for call in self.chain():
+            for item in reversed(call.items):
+                if position >= 0 and content(history[position]) == content(item):
+                    position -= 1
+                elif not isinstance(item, Reasoning):
+                    return False
+        return position < 0
 
 
 class CallMemory:
-    """Model calls by the key of the history that they ended; the least recently used go first.
+    """Model calls by the history that they ended and by the ids that they were given.
+
+    The least recently used go first. A call that another one extends stays in memory with it, and counts.
 
     Args:
         max_tokens: how many tokens to hold, over all calls.
     """
 
+    _MAX_ALIKE = 64
+
     def __init__(self, max_tokens: int = 8_000_000) -> None:
         if max_tokens < 1:
             raise ConfigurationError(f"max_tokens must be positive, not {max_tokens}")
         self._max_tokens = max_tokens
-        self._tokens = 0
-        self._calls: OrderedDict[bytes, CallTokens] = OrderedDict()
+        self.tokens = 0
+        self._order: OrderedDict[KnownCall, None] = OrderedDict()
+        self._holders: dict[KnownCall, int] = {}
+        self._by_key: dict[bytes, list[KnownCall]] = {}
+        self._by_id: dict[str, KnownCall] = {}
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._order)
 
-    def remember(self, key: bytes, call: CallTokens) -> None:
-        """Store the call under the key of the history that ends with its output."""
-        known = self._calls.pop(key, None)
-        if known is not None:
-            self._tokens -= _size(known)
-        self._calls[key] = call
-        self._tokens += _size(call)
-        while self._tokens > self._max_tokens and len(self._calls) > 1:
-            _, dropped = self._calls.popitem(last=False)
-            self._tokens -= _size(dropped)
+    def remember(self, call: KnownCall) -> None:
+        """Store a call."""
+        self._order[call] = None
+        self._hold(call)
+        for key in call.keys:
+            alike = self._by_key.setdefault(key, [])
+            alike.append(call)
+            if len(alike) > self._MAX_ALIKE:
+                del alike[0]
+        for name in call.ids:
+            self._by_id[name] = call
+        while self.tokens > self._max_tokens and len(self._order) > 1:
+            oldest, _ = self._order.popitem(last=False)
+            self._forget(oldest)
 
-    def recall(self, key: bytes) -> CallTokens | None:
-        """Return the call that ended this history, if it is still known."""
-        call = self._calls.get(key)
-        if call is not None:
-            self._calls.move_to_end(key)
-        return call
+    def ended(self, key: bytes) -> list[KnownCall]:
+        """Return the calls that ended the history with this key, oldest first."""
+        return list(self._by_key.get(key, ()))
 
+    def named(self, name: str) -> KnownCall | None:
+        """Return the call with this response id, item id or call id."""
+        return self._by_id.get(name)
 
-def _size(call: CallTokens) -> int:
-    return len(call.prompt_token_ids) + len(call.generation_token_ids)
+    def use(self, call: KnownCall) -> None:
+        """Note that a call is in use, so that it is kept longer."""
+        if call in self._order:
+            self._order.move_to_end(call)
+
+    def _hold(self, call: KnownCall) -> None:
+        for held in call.chain():
+            count = self._holders.get(held, 0)
+            self._holders[held] = count + 1
+            if count:
+                return
+            self.tokens += held.tokens.own_tokens
+
+    def _release(self, call: KnownCall) -> None:
+        for held in call.chain():
+            self._holders[held] -= 1
+            if self._holders[held]:
+                return
+            del self._holders[held]
+            self.tokens -= held.tokens.own_tokens
+
+    def _forget(self, call: KnownCall) -> None:
+        for key in call.keys:
+            alike = self._by_key.get(key, [])
+            if call in alike:
+                alike.remove(call)
+            if not alike:
+                self._by_key.pop(key, None)
+        for name in call.ids:
+            if self._by_id.get(name) is call:
+                del self._by_id[name]
+        self._release(call)

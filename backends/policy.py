@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from backends.engine import (
     SamplingParams,
     WeightSource,
 )
-from backends.memory import CallMemory, extend_key
-from backends.prefix import next_prompt
+from backends.ids import new_id
+from backends.memory import CallMemory, KnownCall
+from backends.prefix import Prompt, Step, Thinking, next_prompt
 from backends.rendering import ParsedOutput, Renderer
-from backends.rendering.parsing import new_id
 from backends.rendering.renderer import Conversation
 from backends.requests import check_supported, function_tools
 from gym_sdk.errors import ContextOverflowError, PolicyError
 from gym_sdk.schema import (
+    FunctionTool,
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
@@ -53,6 +55,8 @@ class PolicyStats:
     responses: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    bridges: int = 0
+    splices: int = 0
     forks: int = 0
     unparsed_calls: int = 0
 
@@ -65,19 +69,44 @@ class Policy:
         renderer: the model family's format.
         name: the model's name on the wire; requests that name another are refused.
         memory: what is remembered of past model calls.
+        thinking: whether the thinking of earlier turns is kept, or forks where the chat template drops it.
     """
 
     def __init__(
-        self, engine: Engine, renderer: Renderer, *, name: str = "policy", memory: CallMemory | None = None
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        *,
+        name: str = "policy",
+        memory: CallMemory | None = None,
+        thinking: Thinking = "keep",
     ) -> None:
         self.engine = engine
         self.renderer = renderer
         self.name = name
+        self.thinking: Thinking = thinking
         self.stats = PolicyStats()
-        self._memory = memory or CallMemory()
+        self._memory = CallMemory() if memory is None else memory  # an empty one is false
 
-    async def respond(self, request: ResponseRequest) -> Response:
+    async def respond(
+        self,
+        request: ResponseRequest,
+        *,
+        scope: str = "",
+        inherit: bool = False,
+        response_id: str | None = None,
+    ) -> Response:
         """Answer one request.
+
+        Args:
+            request: in the shape of the Responses API.
+            scope: what is remembered of past model calls is kept apart by it, e.g. the id of a rollout.
+            inherit: whether a request with `previous_response_id` takes over the instructions, tools and
+                template settings that it does not send.
+            response_id: the response's id, if it was given out before; a fresh one by default.
+
+        Returns:
+            The response, which carries its tokens (`Response.tokens`).
 
         Raises:
             PolicyError: the request asks for something this server cannot do; `param` names it.
@@ -86,17 +115,20 @@ class Policy:
         """
         check_supported(request)
         self._check_model(request.model)
-        conversation = _conversation(request)
+        previous = self._previous(request)
+        conversation = _conversation(request, previous, inherit=inherit)
         _check_token_ids(conversation, self.engine.info.vocab_size)
-        prompt = next_prompt(conversation, self.renderer, self._memory)
+        prompt = next_prompt(conversation, self.renderer, self._memory, scope=scope, thinking=self.thinking)
         generation = await self._generate(request, prompt.token_ids)
-        parsed = self.renderer.parse(generation.token_ids)
-        tokens = CallTokens(
-            prompt.token_ids, generation.token_ids, generation.log_probs, generation.weight_versions
-        )
-        self._memory.remember(extend_key(prompt.key, parsed.items), tokens)
-        self._count(prompt.fork, parsed, tokens)
+        parsed = self.renderer.parse(generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools)
+        tokens = prompt.tokens_of(generation.token_ids, generation.log_probs, generation.weight_versions)
         response = _response(request, self.name, generation, parsed, tokens)
+        response.id = response_id or response.id
+        parent = prompt.parent.response_id if prompt.parent is not None else None
+        extends = parent if parent == request.previous_response_id else None
+        response.carrying(tokens, extends=extends)
+        self._memory.remember(prompt.call(conversation, parsed.items, tokens, response.id))
+        self._count(prompt, parsed, tokens)
         if prompt.fork is not None:
             response.fork = prompt.fork
         if parsed.unparsed_calls:
@@ -130,6 +162,19 @@ class Policy:
                 param="model",
             )
 
+    def _previous(self, request: ResponseRequest) -> KnownCall | None:
+        name = request.previous_response_id
+        if name is None:
+            return None
+        call = self._memory.named(name)
+        if call is None or call.response_id != name:
+            raise PolicyError(
+                f"the response {name!r} is not remembered here (any more); send the whole history in `input`",
+                code="previous_response_not_found",
+                param="previous_response_id",
+            )
+        return call
+
     async def _generate(self, request: ResponseRequest, prompt: list[int]) -> Generation:
         info = self.engine.info
         if len(prompt) >= info.context_length:
@@ -149,23 +194,32 @@ class Policy:
         )
         return await self.engine.generate(GenerationRequest(new_id("gen"), prompt, sampling))
 
-    def _count(self, fork: str | None, parsed: ParsedOutput, tokens: CallTokens) -> None:
+    def _count(self, prompt: Prompt, parsed: ParsedOutput, tokens: CallTokens) -> None:
         self.stats.responses += 1
-        self.stats.prompt_tokens += len(tokens.prompt_token_ids)
+        self.stats.prompt_tokens += tokens.prompt_length
         self.stats.generated_tokens += len(tokens.generation_token_ids)
-        self.stats.forks += fork is not None
+        self.stats.bridges += prompt.step is Step.BRIDGE
+        self.stats.splices += prompt.step is Step.SPLICE
+        self.stats.forks += prompt.step is Step.FORK
         self.stats.unparsed_calls += parsed.unparsed_calls
 
 
-def _conversation(request: ResponseRequest) -> Conversation:
+def _conversation(request: ResponseRequest, previous: KnownCall | None, *, inherit: bool) -> Conversation:
     try:
         items = as_items(request.input)
     except ValidationError as error:
         raise PolicyError(f"input: {error}", param="input") from error
+    tools: Sequence[FunctionTool] = function_tools(request)
+    instructions, settings = request.instructions, request.chat_template_kwargs
+    if previous is not None:
+        items = [*previous.history(), *items]
+        if inherit:
+            tools = previous.settings.tools if request.tools is None else tools
+            instructions = previous.settings.instructions if instructions is None else instructions
+            settings = dict(previous.settings.template_kwargs) if settings is None else settings
     if not items:
         raise PolicyError("input is empty; send at least one item", param="input")
-    tools = [] if request.tool_choice == "none" else function_tools(request)
-    return Conversation(items, tools, request.instructions, request.chat_template_kwargs or {})
+    return Conversation(items, () if request.tool_choice == "none" else tools, instructions, settings or {})
 
 
 def _check_token_ids(conversation: Conversation, vocab_size: int) -> None:
@@ -186,16 +240,16 @@ def _response(
 ) -> Response:
     status = _STATUS[generation.finish_reason]
     output: list[Any] = list(parsed.items)
-    output[-1] = output[-1].with_tokens(tokens)
     if status == "incomplete":
-        output[-1].status = "incomplete"
-    prompt_count, count = len(tokens.prompt_token_ids), len(tokens.generation_token_ids)
+        output[-1] = output[-1].model_copy(update={"status": "incomplete"})
+    prompt_count, count = tokens.prompt_length, len(tokens.generation_token_ids)
     fields: dict[str, Any] = {
         "id": new_id("resp"),
         "created_at": time.time(),
         "model": name,
         "status": status,
         "output": output,
+        "previous_response_id": request.previous_response_id,
         "usage": Usage(
             input_tokens=prompt_count,
             output_tokens=count,

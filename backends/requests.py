@@ -30,11 +30,7 @@ def check_supported(request: ResponseRequest) -> None:
         PolicyError: `param` names the field.
     """
     if request.stream:
-        raise refuse("stream", "streaming is not supported here; send `stream: false`")
-    if request.previous_response_id is not None:
-        raise refuse(
-            "previous_response_id", "responses are not stored here; send the whole history in `input`"
-        )
+        raise refuse("stream", "a policy answers in one piece; its server makes the stream")
     if request.parallel_tool_calls is False:
         raise refuse("parallel_tool_calls", "parallel tool calls cannot be switched off here")
     if request.tool_choice not in (None, "auto", "none"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import (
@@ -20,7 +20,10 @@ from gym_sdk.schema import (
     text_of,
 )
 
-__all__ = ["chat_messages", "chat_tools", "is_policy_item"]
+__all__ = ["Wrap", "chat_messages", "chat_tools", "is_policy_item", "texts_of"]
+
+Wrap: TypeAlias = Callable[[int, str], str]
+"""Changes a text, given the index of its item."""
 
 
 def is_policy_item(item: Item) -> bool:
@@ -30,8 +33,22 @@ def is_policy_item(item: Item) -> bool:
     return isinstance(item, Reasoning | FunctionCall)
 
 
-def chat_messages(items: Sequence[Item], instructions: str | None = None) -> list[dict[str, Any]]:
+def chat_messages(
+    items: Sequence[Item],
+    instructions: str | None = None,
+    *,
+    first: int = 0,
+    names: Mapping[str, str] | None = None,
+    wrap: Wrap | None = None,
+) -> list[dict[str, Any]]:
     """Convert items into chat messages; neighbouring policy items become one assistant message.
+
+    Args:
+        items: what to convert.
+        instructions: a system message in front of them.
+        first: index of the first item in the whole input, for errors and marks.
+        names: names of functions called before these items, by call id.
+        wrap: changes each text of an item, given the item's index.
 
     Raises:
         PolicyError: an item or content part has no counterpart in a chat; `param` names it.
@@ -39,20 +56,32 @@ def chat_messages(items: Sequence[Item], instructions: str | None = None) -> lis
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
-    names: dict[str, str] = {}
+    known = dict(names or {})
     open_turn = False
-    for index, item in enumerate(items):
+    for index, item in enumerate(items, first):
         if is_policy_item(item):
             if not open_turn:
                 messages.append({"role": "assistant", "content": ""})
-            _add_to_turn(messages[-1], item, index)
+            _add_to_turn(messages[-1], item, index, wrap or _as_it_is)
             if isinstance(item, FunctionCall):
-                names[item.call_id] = item.name
+                known[item.call_id] = item.name
             open_turn = True
             continue
         open_turn = False
-        messages.append(_context_message(item, index, names))
+        messages.append(_context_message(item, index, known, wrap or _as_it_is))
     return messages
+
+
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return what messages say, in one text."""
+    texts: list[str] = []
+    for message in messages:
+        texts += (message["content"] or "", message.get("reasoning_content", ""))
+        for call in message.get("tool_calls", ()):
+            texts.append(call["function"]["name"])
+            arguments = call["function"]["arguments"]
+            texts.append(arguments if isinstance(arguments, str) else to_json(arguments).decode())
+    return "\n".join(texts)
 
 
 def chat_tools(tools: Sequence[FunctionTool]) -> list[dict[str, Any]] | None:
@@ -71,25 +100,33 @@ def chat_tools(tools: Sequence[FunctionTool]) -> list[dict[str, Any]] | None:
     return converted or None
 
 
-def _add_to_turn(turn: dict[str, Any], item: Item, index: int) -> None:
+def _as_it_is(index: int, text: str) -> str:
+    return text
+
+
+def _add_to_turn(turn: dict[str, Any], item: Item, index: int, wrap: Wrap) -> None:
     if isinstance(item, Message):
-        turn["content"] += _text(item.content, f"input[{index}].content")
+        text = wrap(index, _text(item.content, f"input[{index}].content"))
+        # two messages in a row are two turns, which many templates take only as one
+        between = "\n\n" if turn["content"] and text else ""
+        turn["content"] += between + text
     elif isinstance(item, Reasoning):
-        turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
+        turn["reasoning_content"] = turn.get("reasoning_content", "") + wrap(index, item.text)
     elif isinstance(item, FunctionCall):
-        call = {"name": item.name, "arguments": _arguments(item.arguments)}
+        arguments = _wrapped(_arguments(item.arguments), index, wrap)
+        call = {"name": wrap(index, item.name), "arguments": arguments}
         turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": call})
 
 
-def _context_message(item: Item, index: int, names: dict[str, str]) -> dict[str, Any]:
+def _context_message(item: Item, index: int, names: Mapping[str, str], wrap: Wrap) -> dict[str, Any]:
     if isinstance(item, Message):
         role = "system" if item.role == "developer" else item.role
-        return {"role": role, "content": _text(item.content, f"input[{index}].content")}
+        return {"role": role, "content": wrap(index, _text(item.content, f"input[{index}].content"))}
     if isinstance(item, FunctionCallOutput):
         message = {
             "role": "tool",
             "tool_call_id": item.call_id,
-            "content": _text(item.output, f"input[{index}].output"),
+            "content": wrap(index, _text(item.output, f"input[{index}].output")),
         }
         if item.call_id in names:
             message["name"] = names[item.call_id]
@@ -121,3 +158,13 @@ def _arguments(arguments: str) -> Any:
     except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments
+
+
+def _wrapped(value: Any, index: int, wrap: Wrap) -> Any:
+    if isinstance(value, str):
+        return wrap(index, value)
+    if isinstance(value, dict):
+        return {name: _wrapped(entry, index, wrap) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_wrapped(entry, index, wrap) for entry in value]
+    return value

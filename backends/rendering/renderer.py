@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from backends.rendering.parsing import ParsedOutput
 from gym_sdk.schema import FunctionTool, Item
 
-__all__ = ["Bridge", "Conversation", "Renderer"]
+__all__ = ["Bridge", "Conversation", "Rendered", "Renderer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,38 @@ class Conversation:
     instructions: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def until(self, end: int) -> Conversation:
+        """Return the conversation that ends before item `end`."""
+        return Conversation(self.items[:end], self.tools, self.instructions, self.template_kwargs)
+
+
+class Rendered:
+    """A rendered prompt.
+
+    Args:
+        token_ids: the prompt.
+        attribute: finds the owners when they are asked for.
+    """
+
+    def __init__(self, token_ids: list[int], attribute: Callable[[], list[int]] | None = None) -> None:
+        self.token_ids = token_ids
+        self._attribute = attribute
+
+    @cached_property
+    def owners(self) -> list[int]:
+        """For each token the index of the item that it comes from, or -1.
+
+        -1 stands for the instructions, the tools, the generation prompt, and for everything if the template
+        rewrites its messages so that it can't be told.
+        """
+        if self._attribute is None:
+            return [-1] * len(self.token_ids)
+        return self._attribute()
+
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The outcome of bridging: the next prompt, or why there is none."""
+    """The outcome of bridging or splicing: the next prompt, or why there is none."""
 
     token_ids: list[int] | None
     reason: str | None = None
@@ -45,7 +74,7 @@ class Renderer(Protocol):
         """The tokens that end a turn."""
         ...
 
-    def render(self, conversation: Conversation) -> list[int]:
+    def render(self, conversation: Conversation) -> Rendered:
         """Render everything, up to and including the generation prompt.
 
         Raises:
@@ -63,8 +92,31 @@ class Renderer(Protocol):
         """
         ...
 
-    def parse(self, generation_token_ids: Sequence[int]) -> ParsedOutput:
-        """Parse what was sampled. Nothing is lost: what is not markup stays text."""
+    def splice(self, known: Sequence[int], conversation: Conversation, start: int) -> Bridge:
+        """Extend `known` by what a rendering of the whole conversation has after `items[start - 1]`.
+
+        It costs as much as `render`; the arguments are those of `bridge`.
+        """
+        ...
+
+    def drops_thinking(self, conversation: Conversation, start: int) -> bool:
+        """Whether a full rendering leaves out thinking that was sampled before `items[start]`."""
+        ...
+
+    def parse(
+        self,
+        generation: Sequence[int],
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[FunctionTool] = (),
+    ) -> ParsedOutput:
+        """Parse what was sampled. Nothing is lost: what is not markup stays text.
+
+        Args:
+            generation: the sampled ids.
+            prompt: the ids that they followed; they may have opened the thinking.
+            tools: the functions on offer, whose types decide how arguments read.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:

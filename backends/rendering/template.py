@@ -2,62 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.rendering.attribution import Marks, Span
 from backends.rendering.chat import chat_messages, chat_tools, is_policy_item
-from backends.rendering.parsing import HermesParser, ParsedOutput
-from backends.rendering.renderer import Bridge, Conversation
+from backends.rendering.chat_template import ChatTemplate
+from backends.rendering.encoding import Encoder
+from backends.rendering.neutral import left_out
+from backends.rendering.new_items import Messages, NewItems
+from backends.rendering.parsing import ParsedOutput, Parser, detect_parser, make_parser
+from backends.rendering.renderer import Bridge, Conversation, Rendered
+from backends.rendering.special import SpecialTokens
+from backends.rendering.stops import closing_ids, opens_next
+from backends.rendering.tail import TurnEnds
 from gym_sdk.errors import ConfigurationError, PolicyError
-from gym_sdk.schema import FunctionCallOutput, Item
+from gym_sdk.schema import FunctionTool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TemplateRenderer"]
 
+_log = logging.getLogger(__name__)
+
+_REWRITTEN = "the template rewrites its messages: special tokens in them stay special"
+
 
 class TemplateRenderer:
     """Renders through the tokenizer's own chat template.
 
-    Bridging renders the new items after a neutral conversation and keeps what follows the neutral turn's
-    closing token. That token is a special token, so the tail's ids do not depend on what stands before it;
-    two different neutral turns have to give the same tail, else the bridge is refused.
+    To bridge, the new items are rendered after a neutral conversation, and what follows the neutral turn's
+    closing token is kept. That token is a special token, so the ids after it do not depend on what stands
+    before it. Two neutral conversations, with other words and of other length, have to give the same tail,
+    else the bridge is refused. To splice, the same is done inside the real conversation, for templates whose
+    tail depends on it.
+
+    What users, tools and other agents wrote is text: where it spells a special token, it is tokenized as
+    text, wherever the template's output shows which text is whose.
 
     Args:
         tokenizer: with a chat template.
-        stop_token_ids: tokens that end a turn; the tokenizer's EOS if empty.
+        stop_token_ids: tokens that end a turn, beside the tokenizer's EOS and what the template closes
+            turns with.
+        parser: how generations are read (see `PARSERS`); None: found out from the template.
+        template_kwargs: settings of the template for every request; a request's own go before them.
+        keep_thinking: whether to switch on what the template offers to keep the thinking of earlier turns
+            (see `KEEP_THINKING`). Settings that are given go before it.
 
     Raises:
-        ConfigurationError: the tokenizer has no chat template or no end-of-turn token.
+        ConfigurationError: the tokenizer has no chat template or no end-of-turn token, or the parser is
+            unknown.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: frozenset[int] = frozenset()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_ids: frozenset[int] = frozenset(),
+        *,
+        parser: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        keep_thinking: bool = True,
     ) -> None:
-        if not tokenizer.chat_template:
-            raise ConfigurationError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
-                "use an instruction-tuned model, or set tokenizer.chat_template"
-            )
-        eos = tokenizer.eos_token_id
-        if eos is not None:
-            stop_token_ids |= {eos}
+        self.template = ChatTemplate(tokenizer)
+        kept = self.template.abilities.keep_thinking if keep_thinking else None
+        self.template_kwargs = {**(kept or {}), **(template_kwargs or {})}
+        encoder: Any = tokenizer
+        self._encoder = Encoder(tokenizer)
+        special = self._encoder.special
+        self._ends = TurnEnds(special, opens_next=opens_next(self.template, special))
+        if tokenizer.eos_token_id is not None:
+            stop_token_ids |= {tokenizer.eos_token_id}
+        stop_token_ids |= closing_ids(self.template, self._ends, special)
         if not stop_token_ids:
             raise ConfigurationError("the tokenizer names no end-of-turn token (eos_token)")
-        decoder: Any = tokenizer
-        self._tokenizer = decoder
+        self._stops: dict[int, str] = {
+            token_id: encoder.convert_ids_to_tokens(token_id) for token_id in stop_token_ids
+        }
         self._stop_token_ids = stop_token_ids
-        self._closers: list[str] = [decoder.convert_ids_to_tokens(token) for token in stop_token_ids]
-        self._parser = HermesParser(decoder, stop_token_ids)
+        self.parser: Parser = make_parser(parser or detect_parser(encoder), encoder, stop_token_ids)
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> TemplateRenderer:
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        parser: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        keep_thinking: bool = True,
+    ) -> TemplateRenderer:
         """Load the tokenizer, its template and the stop tokens of a model folder.
 
         Raises:
-            ConfigurationError: the folder holds no tokenizer.
+            ConfigurationError: the folder holds no tokenizer, or as the class.
         """
         from transformers import AutoTokenizer, GenerationConfig
 
@@ -69,115 +108,153 @@ class TemplateRenderer:
         if (Path(path) / "generation_config.json").is_file():
             eos = GenerationConfig.from_pretrained(str(path)).eos_token_id
             stop = frozenset([eos] if isinstance(eos, int) else eos or ())
-        return cls(tokenizer, stop)
+        return cls(
+            tokenizer, stop, parser=parser, template_kwargs=template_kwargs, keep_thinking=keep_thinking
+        )
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """The tokens that end a turn."""
         return self._stop_token_ids
 
-    def render(self, conversation: Conversation) -> list[int]:
+    @property
+    def stop_tokens(self) -> list[str]:
+        """The texts of the tokens that end a turn."""
+        return sorted(self._stops.values())
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The tokenizer's special tokens."""
+        return self._encoder.special
+
+    def settings(self, conversation: Conversation) -> dict[str, Any]:
+        """Return the template's settings for a conversation: its own go before the model's."""
+        return {**self.template_kwargs, **conversation.template_kwargs}
+
+    def render(self, conversation: Conversation) -> Rendered:
         """Render everything, up to and including the generation prompt."""
-        messages = chat_messages(conversation.items, conversation.instructions)
-        return self.encode(self._apply(messages, conversation, generation_prompt=True))
+        text = self._apply(chat_messages(conversation.items, conversation.instructions), conversation, True)
+        spans = self._spans(conversation, text)
+        missing = left_out(conversation, 0, text, spans)
+        if missing is not None:
+            param = f"input[{missing}]"
+            raise PolicyError(
+                f"the model's chat template leaves out {param} "
+                f"({conversation.items[missing].type}); it has no place for it",
+                code="unsupported_value",
+                param=param,
+            )
+        for index, tool in enumerate(conversation.tools):
+            if tool.name not in text:
+                raise PolicyError(
+                    "the model's chat template does not show tools to the model; describe them in the "
+                    f"instructions: {tool.name!r} occurs nowhere in the prompt",
+                    code="unsupported_value",
+                    param=f"tools[{index}]",
+                )
+        ids = self._encoder.encode_spans(text, spans or [])
+        return Rendered(ids, lambda: self._encoder.owners(text, ids, spans))
 
     def bridge(self, known: Sequence[int], conversation: Conversation, start: int) -> Bridge:
         """Extend `known` by what `conversation.items[start:]` renders to; see the class."""
-        tail = self._tail(conversation, start)
-        if tail.token_ids is None:
-            return tail
-        closer, *rest = tail.token_ids
-        closed = bool(known) and known[-1] in self._stop_token_ids
-        return Bridge([*known, *rest] if closed else [*known, closer, *rest])
+        system = chat_messages([], conversation.instructions)
+        short = [*system, {"role": "user", "content": "."}]
+        long = [*short, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "and"}]
+        return self._extend(known, conversation, start, (short, long))
 
-    def parse(self, generation_token_ids: Sequence[int]) -> ParsedOutput:
-        """Parse what was sampled; see `HermesParser`."""
-        return self._parser.parse(generation_token_ids)
+    def splice(self, known: Sequence[int], conversation: Conversation, start: int) -> Bridge:
+        """Extend `known` by what follows `items[start - 1]` in a rendering of everything; see the class."""
+        first = start
+        while first > 0 and is_policy_item(conversation.items[first - 1]):
+            first -= 1
+        before = chat_messages(conversation.items[:first], conversation.instructions)
+        return self._extend(known, conversation, start, (before, before))
+
+    def drops_thinking(self, conversation: Conversation, start: int) -> bool:
+        """Whether the template leaves out a turn's thinking once the new items follow it."""
+        key = self.template.abilities.thinking_key
+        if key is None:
+            return True
+        try:
+            new = self._new_items(conversation, start)
+            word = new.words[0]
+            turn = {**new.turn("a"), "reasoning_content": word}
+            before = [*chat_messages([], conversation.instructions), {"role": "user", "content": "."}]
+            return word not in self._apply([*before, turn, *new.messages], conversation, True)
+        except PolicyError:
+            return True
+
+    def parse(
+        self,
+        generation: Sequence[int],
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[FunctionTool] = (),
+    ) -> ParsedOutput:
+        """Parse what was sampled, with `self.parser`."""
+        return self.parser.parse(generation, prompt=prompt, tools=tools)
 
     def encode(self, text: str) -> list[int]:
         """Tokenize plain text; the template has placed the special tokens."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self._encoder.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn ids into text, special tokens included."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
-        return text
+        return self._encoder.decode(token_ids)
 
-    def _apply(
-        self, messages: list[dict[str, Any]], conversation: Conversation, *, generation_prompt: bool
-    ) -> str:
-        from jinja2 import TemplateError
-
+    def _extend(
+        self,
+        known: Sequence[int],
+        conversation: Conversation,
+        start: int,
+        histories: tuple[Messages, Messages],
+    ) -> Bridge:
+        """Append the new items to `known`, if they render the same after each history."""
+        stop = self._stops.get(known[-1]) if known else None
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages,
-                tools=chat_tools(conversation.tools),
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **conversation.template_kwargs,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise PolicyError(
-                f"the model's chat template cannot render this conversation: {error}",
-                code="unsupported_value",
-                param="input",
-            ) from error
-        return text
+            new = self._new_items(conversation, start)
+            token, rest = new.tail(self._ends, histories[0], new.words[0]).after(stop)
+            marked = new.marked_tail(self._ends, histories[1], new.words[1])
+            if marked is not None and marked[0].after(stop) == (token, rest):
+                spans = [span.moved(len(rest)) for span in marked[1]]
+            else:
+                other, spans = new.tail(self._ends, histories[1], new.words[1]).after(stop), None
+                if other != (token, rest):
+                    return Bridge(None, "the template renders new items depending on what stands before them")
+                _log.debug(_REWRITTEN)
+        except PolicyError as error:
+            return Bridge(None, str(error))
+        missing = left_out(conversation, start, rest, spans)
+        if missing is not None:
+            return Bridge(None, f"the template leaves out input[{missing}]")
+        text = (token or "") + rest
+        ids = self._encoder.encode_spans(text, [span.moved(len(text) - len(rest)) for span in spans or ()])
+        if text and ids[0] != self.special.ids.get(self.special.split(text)[0]):
+            return Bridge(None, "the token that ends the turn does not stand alone in this tokenizer")
+        return Bridge([*known, *(ids if token is None else ids[1:])])
 
-    def _tail(self, conversation: Conversation, start: int) -> Bridge:
-        """Return the closing token followed by the new items' ids, or the reason why there is none."""
-        new = list(conversation.items[start:])
-        if new and is_policy_item(new[0]):
-            # Rendered next to the neutral turn, it would merge into that turn.
-            return Bridge(None, "an assistant item that was not sampled follows a sampled turn")
-        tails: set[str] = set()
-        for neutral in _neutral_turns(conversation.items, start):
-            try:
-                tail = self._tail_after(neutral, new, conversation)
-            except PolicyError as error:
-                return Bridge(None, str(error))
-            if tail is None:
-                return Bridge(None, "the template does not close a turn with an end-of-turn token")
-            tails.add(tail)
-        if len(tails) != 1:
-            return Bridge(None, "the template renders new items depending on what stands before them")
-        ids = self.encode(tails.pop())
-        if not ids or ids[0] not in self._stop_token_ids:
-            return Bridge(None, "the end-of-turn token does not stand alone in this tokenizer")
-        return Bridge(ids)
+    def _new_items(self, conversation: Conversation, start: int) -> NewItems:
+        def apply(messages: Messages, generation_prompt: bool) -> str:
+            return self._apply(messages, conversation, generation_prompt)
 
-    def _tail_after(self, neutral: dict[str, Any], new: list[Item], conversation: Conversation) -> str | None:
-        """Render the new items after a neutral turn; return the text from its closing token on."""
-        before = chat_messages([], conversation.instructions)
-        before += [{"role": "user", "content": "."}, neutral]
-        base = self._apply(before, conversation, generation_prompt=False)
-        cuts = [(base.rfind(text), text) for text in self._closers if text in base]
-        if not cuts:
-            return None
-        cut, closer = max(cuts)
-        if base[cut + len(closer) :].strip():
-            return None
-        full = self._apply([*before, *chat_messages(new)], conversation, generation_prompt=True)
-        if not full.startswith(base):
-            return None
-        return full[cut:]
+        return NewItems(conversation, start, apply, calls=self.template.abilities.calls)
 
+    def _spans(self, conversation: Conversation, text: str) -> list[Span] | None:
+        """Return where the texts of the items stand in a rendering; None if the template rewrites them."""
+        messages = chat_messages(conversation.items, conversation.instructions, wrap=Marks.wrap)
+        try:
+            plain, spans = Marks.read(self._apply(messages, conversation, True))
+        except PolicyError:
+            plain, spans = "", []
+        if plain == text:
+            return spans
+        _log.debug(_REWRITTEN)
+        return None
 
-def _neutral_turns(items: Sequence[Item], start: int) -> list[dict[str, Any]]:
-    """Return two assistant messages that may stand before the new items, with different content."""
-    outputs = [item for item in items[start:] if isinstance(item, FunctionCallOutput)]
-    turns: list[dict[str, Any]] = []
-    for content in ("a", "bb"):
-        turn: dict[str, Any] = {"role": "assistant", "content": content}
-        if outputs:
-            turn["tool_calls"] = [
-                {
-                    "id": output.call_id,
-                    "type": "function",
-                    "function": {"name": content, "arguments": {content: content}},
-                }
-                for output in outputs
-            ]
-        turns.append(turn)
-    return turns
+    def _apply(self, messages: Messages, conversation: Conversation, generation_prompt: bool) -> str:
+        return self.template.render(
+            messages,
+            tools=chat_tools(conversation.tools),
+            settings=self.settings(conversation),
+            generation_prompt=generation_prompt,
+        )

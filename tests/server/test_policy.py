@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from support.replay import ReplayEngine
 
 from backends.engine import Engine
-from backends.memory import CallMemory
 from backends.policy import Policy
 from backends.rendering import TemplateRenderer
 from gym_sdk.errors import ContextOverflowError, PolicyError
@@ -39,7 +38,7 @@ def renderer(untrained_policy: Path) -> TemplateRenderer:
 
 
 def wire(response: Response, *, tokens: bool = True) -> list[dict[str, Any]]:
-    return [(item if tokens else item.without_tokens()).to_wire() for item in response.output]
+    return response.in_form("item" if tokens else "response")["output"]
 
 
 async def ask(policy: Policy, items: Sequence[Any], **fields: Any) -> Response:
@@ -81,8 +80,10 @@ async def test_a_tool_call_with_odd_formatting_is_kept_token_for_token(renderer:
 async def test_sampled_tokens_survive_clients_and_restarts(
     renderer: TemplateRenderer, echo: bool, forget: bool
 ) -> None:
-    # "12" as the characters of other tokens: encoding the text again would give other ids
-    odd = [renderer.encode("a")[0], renderer.encode("b")[0], renderer.encode("<|im_end|>")[0]]
+    # spelled letter by letter: encoding the text again gives other ids
+    odd = [token for letter in "answer" for token in renderer.encode(letter)]
+    assert odd != renderer.encode("answer")
+    odd += renderer.encode("<|im_end|>")
     engine = ReplayEngine([odd, odd, odd])
     policy = Policy(engine, renderer)
     history: list[Any] = []
@@ -100,44 +101,9 @@ async def test_sampled_tokens_survive_clients_and_restarts(
         assert policy.stats.forks == 0
     else:
         # nobody knows these tokens any more; rendered anew, and not claimed to be what was sampled
-        assert all(response.fork is None for response in responses)
-        assert len(merge_calls(calls)) >= 1
-
-
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        (lambda items: [{"role": "user", "content": "another question"}, *items[1:]], "does not lead to"),
-        (
-            lambda items: [
-                items[0],
-                {**items[1], "content": [{"type": "output_text", "text": "edited", "annotations": []}]},
-                *items[2:],
-            ],
-            "does not read as",
-        ),
-    ],
-)
-@pytest.mark.asyncio
-async def test_an_edited_history_forks_and_says_why(
-    renderer: TemplateRenderer, edit: Any, reason: str
-) -> None:
-    engine = ReplayEngine([renderer.encode("yes<|im_end|>")] * 2)
-    policy = Policy(engine, renderer)
-    user = {"role": "user", "content": "q"}
-    first = await ask(policy, [user])
-    edited = edit([user, *wire(first), {"role": "user", "content": "go on"}])
-    second = await ask(policy, edited)
-    assert second.fork is not None
-    assert reason in second.fork
-    assert policy.stats.forks == 1
-    assert first.tokens is not None
-    assert second.tokens is not None
-    assert len(merge_calls([first.tokens, second.tokens])) == 2
-    expected = renderer.encode(
-        renderer.decode(second.tokens.prompt_token_ids)  # a full rendering re-encodes to itself
-    )
-    assert expected == second.tokens.prompt_token_ids
+        assert responses[0].fork is None
+        assert all("not remembered any more" in str(response.fork) for response in responses[1:])
+        assert len(merge_calls(calls)) == 3
 
 
 @pytest.mark.asyncio
@@ -288,16 +254,3 @@ async def test_harmless_fields_are_accepted_and_echoed(renderer: TemplateRendere
     assert body["metadata"] == {"run": "1"}
     assert body["tools"][0]["name"] == "calculator"
     assert body["status"] == "completed"
-
-
-def test_the_memory_forgets_the_oldest_first() -> None:
-    from gym_sdk.tokens import CallTokens
-
-    memory = CallMemory(max_tokens=6)
-    calls = [CallTokens([n], [n], [-1.0]) for n in range(4)]
-    for n, call in enumerate(calls):
-        memory.remember(bytes([n]), call)
-        memory.recall(b"\x00")
-    assert len(memory) == 3
-    assert memory.recall(b"\x00") is calls[0]
-    assert memory.recall(b"\x01") is None
