@@ -28,14 +28,16 @@ from gym_sdk.rollout import (
     run_rollout,
 )
 from gym_sdk.rollout.stream import as_task
-from gym_sdk.schema import Response, ResponseRequest, Rollout, Task, as_items
+from gym_sdk.schema import Response, ResponseRequest, Rollout, Task, TokenForm, as_items
 from gym_sdk.tools import ToolLike, resolve_tools
-from gym_sdk.transport import Transport, with_retries
+from gym_sdk.transport import ServingTransport, Transport, with_retries
 from gym_sdk.verifiers import Verifier
 
 if TYPE_CHECKING:
     import torch
     from openai import AsyncOpenAI
+
+    from gym_sdk.capture import CaptureSession
 
 __all__ = ["GymClient"]
 
@@ -52,6 +54,8 @@ class GymClient:
         api_key: sent as a bearer token.
         headers: sent with every request.
         retry: how infrastructure failures are tried again.
+        token_form: how rollouts ask for their tokens. `compact` moves each token once, and needs a server of
+            this project; others answer in their own form, which is understood as well.
 
     Raises:
         ConfigurationError: `base_url` is not an HTTP address.
@@ -65,12 +69,13 @@ class GymClient:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        token_form: TokenForm = "compact",
     ) -> None:
         from gym_sdk.transport.http import HttpTransport
 
         self._api_key = api_key
         self._base_url: str | None = base_url
-        self._setup(HttpTransport(base_url, api_key=api_key, headers=headers), model, retry)
+        self._setup(HttpTransport(base_url, api_key=api_key, headers=headers), model, retry, token_form)
 
     @classmethod
     def local(
@@ -83,6 +88,7 @@ class GymClient:
         context_length: int | None = None,
         retry: Retry | None = None,
         progress: Callable[[str, float], None] | None = None,
+        **options: Any,
     ) -> GymClient:
         """Return a client with an embedded engine, for notebooks and tests.
 
@@ -95,25 +101,36 @@ class GymClient:
             context_length: most tokens of prompt and generation; the model's own limit by default.
             retry: how infrastructure failures are tried again.
             progress: told what the tiny policy's making is at, and the share that is done.
+            **options: further fields of `backends.loading.PolicyConfig`, e.g. `parser`, `thinking`,
+                `template_kwargs`.
         """
         from gym_sdk.transport.local import LocalTransport
 
-        transport = LocalTransport(
-            model, name=name, device=device, dtype=dtype, context_length=context_length, progress=progress
-        )
+        options |= {"device": device, "dtype": dtype, "context_length": context_length}
+        transport = LocalTransport(model, name=name, progress=progress, **options)
         return cls.over(transport, model=name, retry=retry)
 
     @classmethod
-    def over(cls, transport: Transport, *, model: str | None = None, retry: Retry | None = None) -> GymClient:
+    def over(
+        cls,
+        transport: Transport,
+        *,
+        model: str | None = None,
+        retry: Retry | None = None,
+        token_form: TokenForm = "compact",
+    ) -> GymClient:
         """Return a client over a transport of your own."""
         client = cls.__new__(cls)
         client._api_key = None
         client._base_url = None
-        client._setup(transport, model, retry)
+        client._setup(transport, model, retry, token_form)
         return client
 
-    def _setup(self, transport: Transport, model: str | None, retry: Retry | None) -> None:
+    def _setup(
+        self, transport: Transport, model: str | None, retry: Retry | None, token_form: TokenForm
+    ) -> None:
         self.transport = transport
+        self.token_form: TokenForm = token_form
         self.model = model
         self.retry = retry or Retry()
         self._stack: AsyncExitStack | None = None
@@ -171,9 +188,12 @@ class GymClient:
             TransportError: the server was not reached, after all retries.
             PolicyError: the server refused the request.
             DeadlineError: there was no answer in time.
+            ConfigurationError: the client is not open, or the fields ask for a stream.
             pydantic.ValidationError: a field does not fit the API's shape.
         """
         self._check_open()
+        if fields.get("stream"):
+            raise ConfigurationError("`respond` answers in one piece; stream with `client.openai()`")
         body: dict[str, Any] = {"model": self.model, "instructions": instructions, **fields}
         body = {name: value for name, value in body.items() if value is not None}
         schemas = [tool.schema for tool in resolve_tools(tools).values()]
@@ -215,10 +235,7 @@ class GymClient:
         """
         self._check_open()
         spec = self._spec(tools, verifier, environment, sampling, deadlines, limits)
-        task = as_task(task)
-        if task.id is None:
-            task = replace(task, id=f"task-{uuid4().hex[:12]}")
-        return await run_rollout(task, 0, spec, self.transport.respond)
+        return await run_rollout(_with_id(as_task(task)), 0, spec, self._respond)
 
     def rollouts(
         self,
@@ -262,7 +279,7 @@ class GymClient:
             progress=progress,
         )
         return RolloutStream(
-            tasks, lambda task, index: run_rollout(task, index, spec, self.transport.respond), options
+            tasks, lambda task, index: run_rollout(task, index, spec, self._respond), options
         )
 
     async def collect(self, tasks: TaskSource, **options: Any) -> Collection:
@@ -276,6 +293,52 @@ class GymClient:
             groups = [group async for group in stream]
         groups.sort(key=lambda group: stream.position(group.task.id or ""))
         return Collection(groups, perf_counter() - started)
+
+    def capture(
+        self,
+        task: Task | str,
+        *,
+        index: int = 0,
+        deadline_s: float | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> CaptureSession:
+        """Record the model calls of an agent of your own; use it as `async with client.capture(task) as s`.
+
+        The agent talks to `s.base_url` (or `s.openai()`); `await s.finish(verifier=...)` returns the rollout.
+        With an embedded engine, the policy is served on a loopback port from the first capture until the
+        client closes.
+
+        Args:
+            task: the problem; text is short for `Task(text)`.
+            index: position in the task's group.
+            deadline_s: how long the agent and `finish` may take together, in seconds; short for
+                `Deadlines(rollout_s=...)`.
+            deadlines: `rollout_s` and `verifier_s` count here.
+
+        Raises:
+            ConfigurationError: the arguments contradict each other, the policy has no address, or the client
+                is not open.
+        """
+        from gym_sdk.capture import CaptureSession
+
+        self._check_open()
+        if not isinstance(self.transport, ServingTransport):
+            raise ConfigurationError(
+                f"{type(self.transport).__name__} gives its policy no address that an agent could call"
+            )
+        if deadline_s is not None:
+            if deadlines is not None:
+                raise ConfigurationError("give `deadline_s` or `deadlines`, not both")
+            deadlines = Deadlines(rollout_s=deadline_s)
+        return CaptureSession(
+            _with_id(as_task(task)),
+            index,
+            transport=self.transport,
+            model=self.model,
+            api_key=self._api_key,
+            retry=self.retry,
+            deadlines=deadlines or Deadlines(),
+        )
 
     async def update_weights(
         self,
@@ -338,6 +401,9 @@ class GymClient:
             retry=self.retry,
         )
 
+    async def _respond(self, request: ResponseRequest) -> Response:
+        return await self.transport.respond(request, token_form=self.token_form)
+
     def _check_open(self) -> None:
         if self._stack is None:
             raise ConfigurationError("the client is not open; use `async with GymClient(...) as client`")
@@ -345,3 +411,7 @@ class GymClient:
 
 def _input(value: str | Iterable[Any]) -> Any:
     return value if isinstance(value, str) else as_items(value)
+
+
+def _with_id(task: Task) -> Task:
+    return task if task.id is not None else replace(task, id=f"task-{uuid4().hex[:12]}")

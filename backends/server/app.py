@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
-from pydantic_core import from_json
 
 from backends.policy import Policy
-from backends.server.chat import chat_completion, request_from_chat
+from backends.server.answering import (
+    CAPTURES,
+    DEFAULT_FORM,
+    KEEP_ALIVE_S,
+    POLICY,
+    chat_completions,
+    read_body,
+    responses,
+)
+from backends.server.capture import CaptureLimits
+from backends.server.captures import CaptureStore
 from backends.server.errors import error_middleware, json_response
 from gym_sdk.errors import PolicyError
-from gym_sdk.schema import ResponseRequest
+from gym_sdk.schema import TokenForm
 
 __all__ = ["POLICY", "make_app"]
-
-POLICY = web.AppKey("policy", Policy)
 
 _MAX_BODY_BYTES = 256 * 2**20  # token fields of long histories are large
 
 
-def make_app(policy: Policy) -> web.Application:
-    """Return the application over a policy. The policy stays the caller's to close."""
+def make_app(
+    policy: Policy,
+    *,
+    captures: CaptureLimits | None = None,
+    keep_alive_s: float = 15.0,
+    token_form: TokenForm = "item",
+) -> web.Application:
+    """Return the application over a policy. The policy stays the caller's to close.
+
+    Args:
+        policy: what answers.
+        captures: how much is kept of captured rollouts.
+        keep_alive_s: how often a stream that waits for its generation says that it is alive.
+        token_form: where responses carry their tokens, unless a request's header says otherwise.
+    """
     app = web.Application(middlewares=[error_middleware], client_max_size=_MAX_BODY_BYTES)
     app[POLICY] = policy
+    app[CAPTURES] = CaptureStore(captures)
+    app[KEEP_ALIVE_S] = keep_alive_s
+    app[DEFAULT_FORM] = token_form
+    app.cleanup_ctx.append(_sweeping)
+    for root in ("/v1", "/rollouts/{rollout_id}/v1"):
+        app.router.add_post(f"{root}/responses", responses)
+        app.router.add_post(f"{root}/chat/completions", chat_completions)
+        app.router.add_get(f"{root}/models", _models)
     app.add_routes(
         [
-            web.post("/v1/responses", _responses),
-            web.post("/v1/chat/completions", _chat_completions),
-            web.get("/v1/models", _models),
+            web.post("/rollouts/{rollout_id}", _begin_capture),
+            web.get("/rollouts/{rollout_id}", _read_capture),
+            web.delete("/rollouts/{rollout_id}", _end_capture),
             web.get("/health", _health),
             web.post("/update_weights_from_disk", _update_weights_from_disk),
             web.post("/pause_generation", _pause_generation),
@@ -41,29 +71,54 @@ def make_app(policy: Policy) -> web.Application:
     return app
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = from_json(await request.read())
-    except ValueError as error:
-        raise PolicyError(f"the body is not JSON: {error}", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise PolicyError("the body must be a JSON object", code="invalid_json")
-    return body
+async def _sweeping(app: web.Application) -> AsyncIterator[None]:
+    """Drop unused captures for as long as the application runs."""
+    store = app[CAPTURES]
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(min(60.0, store.limits.ttl_s / 2))
+            store.sweep()
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
-async def _responses(request: web.Request) -> web.Response:
-    body = ResponseRequest.model_validate(await _body(request))
-    response = await request.app[POLICY].respond(body)
-    return json_response(response.to_wire())
+async def _begin_capture(request: web.Request) -> web.Response:
+    capture = request.app[CAPTURES].begin(request.match_info["rollout_id"])
+    return json_response({"id": capture.id, "object": "capture"}, status=201)
 
 
-async def _chat_completions(request: web.Request) -> web.Response:
-    body = request_from_chat(await _body(request))
-    response = await request.app[POLICY].respond(body)
-    return json_response(chat_completion(response))
+async def _read_capture(request: web.Request) -> web.Response:
+    after = _after(request)
+    capture = request.app[CAPTURES].get(request.match_info["rollout_id"])
+    return web.Response(body=capture.page(after), content_type="application/json")
+
+
+async def _end_capture(request: web.Request) -> web.Response:
+    after = _after(request)
+    capture = await request.app[CAPTURES].end(request.match_info["rollout_id"])
+    return web.Response(body=capture.rest(after), content_type="application/json")
+
+
+def _after(request: web.Request) -> int:
+    text = request.query.get("after", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise PolicyError(
+            f"after must be how many calls are known already, not {text!r}",
+            code="invalid_value",
+            param="after",
+        )
+    return int(text)
 
 
 async def _models(request: web.Request) -> web.Response:
+    rollout_id = request.match_info.get("rollout_id")
+    if rollout_id is not None:
+        request.app[CAPTURES].get(rollout_id)
     policy = request.app[POLICY]
     model = {
         "id": policy.name,
@@ -85,13 +140,14 @@ async def _health(request: web.Request) -> web.Response:
             "weight_version": info.weight_version,
             "running": info.running,
             "waiting": info.waiting,
+            "captures": len(request.app[CAPTURES]),
             "stats": policy.stats,
         }
     )
 
 
 async def _update_weights_from_disk(request: web.Request) -> web.Response:
-    body = await _body(request)
+    body = await read_body(request)
     path, version = body.get("model_path"), body.get("weight_version")
     if not isinstance(path, str):
         raise PolicyError("model_path must name a folder on this machine", param="model_path")
@@ -103,7 +159,7 @@ async def _update_weights_from_disk(request: web.Request) -> web.Response:
 
 
 async def _pause_generation(request: web.Request) -> web.Response:
-    mode = (await _body(request)).get("mode", "in_place")
+    mode = (await read_body(request)).get("mode", "in_place")
     if mode not in ("abort", "retract", "in_place"):
         raise PolicyError("mode must be `abort`, `retract` or `in_place`", param="mode")
     await request.app[POLICY].pause(mode)
@@ -116,7 +172,7 @@ async def _continue_generation(request: web.Request) -> web.Response:
 
 
 async def _abort_request(request: web.Request) -> web.Response:
-    if not (await _body(request)).get("abort_all"):
+    if not (await read_body(request)).get("abort_all"):
         raise PolicyError(
             "only `abort_all: true` is supported; a single request ends when its client disconnects",
             param="abort_all",

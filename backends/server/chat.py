@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.rendering.parsing import new_id
+from backends.ids import new_id
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import (
     TOKEN_FIELDS,
@@ -17,8 +17,11 @@ from gym_sdk.schema import (
     ResponseRequest,
     TextPart,
 )
+from gym_sdk.schema.base import tokens_to_wire
 
 __all__ = ["chat_completion", "request_from_chat"]
+
+_HARMLESS = frozenset({"safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 
 _SAME_FIELDS = (
     "model",
@@ -69,7 +72,7 @@ def request_from_chat(body: dict[str, Any]) -> ResponseRequest:
         fields["tool_choice"] = body["tool_choice"]
     known = {*_SAME_FIELDS, "messages", "max_tokens", "max_completion_tokens", "tools", "tool_choice"}
     for name, value in body.items():
-        if name in known or value is None or value in _NEUTRAL.get(name, ()):
+        if name in known or name in _HARMLESS or value is None or value in _NEUTRAL.get(name, ()):
             continue
         raise PolicyError(
             f"the parameter {name!r} is not supported by this server",
@@ -160,8 +163,8 @@ def chat_completion(response: Response) -> dict[str, Any]:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
-    last = response.output[-1].to_wire()
-    message.update({name: last[name] for name in TOKEN_FIELDS if name in last})
+    if response.tokens is not None:
+        message.update(tokens_to_wire(response.tokens))
     finish = {"incomplete": "length", "cancelled": "abort"}.get(
         response.status, "tool_calls" if calls else "stop"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -19,7 +20,7 @@ from gym_sdk.errors import (
 )
 from gym_sdk.schema import TOKEN_FIELDS
 
-__all__ = ["error_middleware", "error_response", "json_response", "validation_error"]
+__all__ = ["Problem", "error_middleware", "json_response", "problem_of", "validation_error"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +32,47 @@ def json_response(body: Any, *, status: int = 200) -> web.Response:
     return web.Response(body=to_json(body), status=status, content_type="application/json")
 
 
-def error_response(
-    status: int, message: str, *, kind: str, param: str | None = None, code: str | None = None
-) -> web.Response:
-    """Return `{"error": {message, type, param, code}}`."""
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return json_response({"error": error}, status=status)
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a request has no answer, as OpenAI's error object says it.
+
+    Attributes:
+        error: the class name of the error.
+        status: the HTTP status.
+        message: what was wrong, where, and what to do.
+        kind: the error object's `type`.
+        param: the request field at fault.
+        code: OpenAI's error code.
+    """
+
+    error: str
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return `{"message", "type", "param", "code"}`."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return what to answer for an error."""
+    name = type(error).__name__
+    match error:
+        case PolicyError():
+            kind = "not_found_error" if error.status == 404 else "invalid_request_error"
+            if error.status >= 500:
+                kind = "server_error"
+            return Problem(name, error.status, str(error), kind, error.param, error.code)
+        case ValidationError():
+            return problem_of(validation_error(error))
+        case CheckpointError() | ConfigurationError() | TokenContractError():
+            return Problem(name, 400, str(error))
+        case web.HTTPException():
+            return Problem(name, error.status, error.reason)
+    return Problem(name, 500, f"{name}: {error}", "server_error")
 
 
 def validation_error(error: ValidationError) -> PolicyError:
@@ -73,22 +109,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     """Answer every failure in OpenAI's shape; nothing leaves as a bare traceback."""
     try:
         return await handler(request)
-    except PolicyError as error:
-        kind = "not_found_error" if error.status == 404 else "invalid_request_error"
-        return error_response(error.status, str(error), kind=kind, param=error.param, code=error.code)
-    except ValidationError as error:
-        policy_error = validation_error(error)
-        return error_response(
-            400,
-            str(policy_error),
-            kind="invalid_request_error",
-            param=policy_error.param,
-            code=policy_error.code,
-        )
-    except (CheckpointError, ConfigurationError, TokenContractError) as error:
-        return error_response(400, str(error), kind="invalid_request_error")
-    except web.HTTPException as error:
-        return error_response(error.status, error.reason, kind="invalid_request_error")
     except Exception as error:
-        _log.exception("%s %s failed", request.method, request.path)
-        return error_response(500, f"{type(error).__name__}: {error}", kind="server_error")
+        problem = problem_of(error)
+        if problem.kind == "server_error" and not isinstance(error, PolicyError):
+            _log.exception("%s %s failed", request.method, request.path)
+        return json_response({"error": problem.to_wire()}, status=problem.status)

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from backends.loading import PolicyConfig, load_policy
 from backends.server.app import make_app
+from backends.server.capture import CaptureLimits
 from gym_sdk.errors import ConfigurationError
+from gym_sdk.schema import TokenForm
 
 __all__ = ["ServerConfig", "serve"]
 
@@ -29,6 +31,10 @@ class ServerConfig:
     """Port to listen on; 0 takes a free one."""
     drain_s: float = 10.0
     """How long requests in flight may take to finish after SIGTERM."""
+    token_form: TokenForm = "item"
+    """Where responses carry their tokens, unless a request's header says otherwise."""
+    captures: CaptureLimits = field(default_factory=CaptureLimits)
+    """How much is kept of captured rollouts, and for how long."""
     ready_fd: int | None = None
     """File descriptor on which to write the port once the server listens (for a parent process)."""
     alive_fd: int | None = None
@@ -47,7 +53,10 @@ async def serve(model: PolicyConfig, config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        make_app(policy), handler_cancellation=True, access_log=None, shutdown_timeout=config.drain_s
+        make_app(policy, captures=config.captures, token_form=config.token_form),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=config.drain_s,
     )
     try:
         await runner.setup()

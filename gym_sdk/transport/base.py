@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from gym_sdk.schema import Response, ResponseRequest
+from gym_sdk.schema import Response, ResponseRequest, TokenForm
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Transport"]
+    from gym_sdk.transport.http import HttpTransport
+
+__all__ = ["ServingTransport", "Transport"]
 
 
 class Transport(Protocol):
@@ -21,8 +23,13 @@ class Transport(Protocol):
         """Make ready; called once, in the event loop that uses it."""
         ...
 
-    async def respond(self, request: ResponseRequest) -> Response:
+    async def respond(self, request: ResponseRequest, *, token_form: TokenForm = "item") -> Response:
         """Send one request, once.
+
+        Args:
+            request: what to send.
+            token_form: where the tokens shall stand in the response; a server that knows only one form
+                ignores it.
 
         Raises:
             TransportError: it did not get there or its answer did not come back; `retryable` says more.
@@ -41,4 +48,17 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Abort what is in flight and free everything."""
+        ...
+
+
+@runtime_checkable
+class ServingTransport(Protocol):
+    """A transport whose policy has an address, or can be given one, so that others can call it too."""
+
+    async def serving(self) -> HttpTransport:
+        """Return a transport to the policy's address, which stays open as long as this transport.
+
+        Raises:
+            ConfigurationError: this transport is not open.
+        """
         ...

@@ -19,7 +19,7 @@ from gym_sdk.errors import (
     TokenContractError,
     TransportError,
 )
-from gym_sdk.schema import Response, ResponseRequest
+from gym_sdk.schema import TOKEN_FORM_HEADER, Response, ResponseRequest, TokenForm
 
 if TYPE_CHECKING:
     import torch
@@ -77,10 +77,10 @@ class HttpTransport:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
 
-    async def respond(self, request: ResponseRequest) -> Response:
+    async def respond(self, request: ResponseRequest, *, token_form: TokenForm = "item") -> Response:
         """Send one request to `/responses`; see `Transport.respond`."""
         url = f"{self.base_url}/responses"
-        body = await self._post(url, request.to_wire_json())
+        body = await self._send("POST", url, request.to_wire_json(), {TOKEN_FORM_HEADER: token_form})
         try:
             return Response.model_validate_json(body)
         except ValidationError as error:
@@ -99,6 +99,19 @@ class HttpTransport:
         body = {"model_path": str(source), "weight_version": version}
         await self._post(f"{self.root_url}/update_weights_from_disk", to_json(body))
 
+    async def serving(self) -> HttpTransport:
+        """Return this transport; see `ServingTransport`."""
+        return self
+
+    async def fetch(self, method: str, path: str) -> bytes:
+        """Send a request without a body to a path under the server's root.
+
+        Raises:
+            TransportError: as for `Transport.respond`.
+            PolicyError: as for `Transport.respond`.
+        """
+        return await self._send(method, f"{self.root_url}{path}", None)
+
     async def aclose(self) -> None:
         """Close the session and its connections."""
         session, self._session = self._session, None
@@ -106,10 +119,15 @@ class HttpTransport:
             await session.close()
 
     async def _post(self, url: str, body: bytes) -> bytes:
+        return await self._send("POST", url, body)
+
+    async def _send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         if self._session is None:
             raise ConfigurationError("the client is not open; use `async with GymClient(...) as client`")
         try:
-            async with self._session.post(url, data=body) as answer:
+            async with self._session.request(method, url, data=body, headers=headers) as answer:
                 data = await answer.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             message = f"no answer from {url}: {type(error).__name__}: {error}"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 
 from backends.threads import spin_briefly
 from gym_sdk.errors import ConfigurationError
-from gym_sdk.schema import Response, ResponseRequest
+from gym_sdk.schema import Response, ResponseRequest, TokenForm
 
 if TYPE_CHECKING:
     import torch
 
     from backends.policy import Policy
+    from gym_sdk.transport.http import HttpTransport
 
 __all__ = ["LocalTransport"]
 
@@ -26,10 +29,8 @@ class LocalTransport:
     Args:
         model: folder in the Hugging Face layout, or a name on the hub; None takes the tiny policy.
         name: the model's name in responses.
-        device: where it runs; a GPU if there is one, by default.
-        dtype: number type of the weights, e.g. `bfloat16`.
-        context_length: most tokens of prompt and generation; the model's own limit by default.
         progress: told what the tiny policy's making is at, and the share that is done.
+        **options: further fields of `backends.loading.PolicyConfig`, e.g. `device`, `dtype`, `parser`.
     """
 
     def __init__(
@@ -37,18 +38,17 @@ class LocalTransport:
         model: str | Path | None,
         *,
         name: str = "policy",
-        device: str | None = None,
-        dtype: str | None = None,
-        context_length: int | None = None,
         progress: Callable[[str, float], None] | None = None,
+        **options: Any,
     ) -> None:
         self._model = model
         self._name = name
-        self._device = device
-        self._dtype = dtype
-        self._context_length = context_length
+        self._options = options
         self._progress = progress
         self._policy: Policy | None = None
+        self._server: HttpTransport | None = None
+        self._server_lock = anyio.Lock()
+        self._server_stack = AsyncExitStack()
 
     @property
     def policy(self) -> Policy:
@@ -82,21 +82,22 @@ class LocalTransport:
 
         def load() -> Policy:
             folder = self._model or cached_tiny_policy(progress=self._progress)
-            return load_policy(
-                PolicyConfig(
-                    model=str(folder),
-                    name=self._name,
-                    device=self._device,
-                    dtype=self._dtype,
-                    context_length=self._context_length,
-                )
-            )
+            try:
+                config = PolicyConfig(model=str(folder), name=self._name, **self._options)
+            except TypeError as error:
+                raise ConfigurationError(
+                    f"GymClient.local: {error}; see backends.loading.PolicyConfig"
+                ) from error
+            return load_policy(config)
 
         self._policy = await anyio.to_thread.run_sync(load)
 
-    async def respond(self, request: ResponseRequest) -> Response:
+    async def respond(self, request: ResponseRequest, *, token_form: TokenForm = "item") -> Response:
         """Answer one request; see `Transport.respond`."""
-        return await self.policy.respond(request)
+        response = await self.policy.respond(request, inherit=token_form == "compact")
+        if token_form == "item" and response.tokens is not None:
+            response.output[-1] = response.output[-1].with_tokens(response.tokens)
+        return response
 
     async def update_weights(self, source: str | Path | Mapping[str, torch.Tensor], *, version: str) -> None:
         """Load a folder, or copy tensors into the engine; see `Transport.update_weights`."""
@@ -107,12 +108,45 @@ class LocalTransport:
         else:
             await self.policy.update_weights(TensorWeights(source), version=version)
 
+    async def serving(self) -> HttpTransport:
+        """Serve the policy on a free loopback port, from the first call until `aclose`.
+
+        Raises:
+            ConfigurationError: the transport is not open.
+        """
+        async with self._server_lock:
+            if self._server is None:
+                self._server = await self._serve(self.policy)
+            return self._server
+
+    async def _serve(self, policy: Policy) -> HttpTransport:
+        from aiohttp import web
+
+        from backends.server import make_app
+        from gym_sdk.transport.http import HttpTransport
+
+        async with AsyncExitStack() as stack:
+            # Whoever closes the client does not wait for agents that are still asking.
+            runner = web.AppRunner(
+                make_app(policy), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+            )
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+            transport = HttpTransport(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+            await transport.open()
+            stack.push_async_callback(transport.aclose)
+            self._server_stack = stack.pop_all()
+        return transport
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn ids into text, special tokens included."""
         return self.policy.renderer.decode(token_ids)
 
     async def aclose(self) -> None:
-        """Close the engine."""
+        """Stop serving and close the engine."""
+        self._server = None
+        await self._server_stack.aclose()
         policy, self._policy = self._policy, None
         if policy is not None:
             await policy.aclose()

@@ -1,0 +1,5 @@
+"""The server on loopback."""
+
+from support.capturing import renderer, serve
+
+__all__ = ["renderer", "serve"]
