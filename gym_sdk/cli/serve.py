@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from typing import Any
 
 from gym_sdk.cli._extras import needs_extra
 from gym_sdk.cli._quiet import quiet_transformers
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "add_rendering_arguments", "rendering_options"]
 
 
 def add_parser(commands: Any) -> None:
@@ -26,10 +27,54 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
     parser.add_argument("--context-length", type=int, help="most tokens of prompt and generation")
     parser.add_argument("--threads", type=int, help="CPU threads for the model")
+    add_rendering_arguments(parser)
+    parser.add_argument(
+        "--token-form",
+        default="item",
+        choices=["item", "response", "compact"],
+        help="where responses carry their tokens, unless a request chooses by its Gym-Token-Form header",
+    )
     parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish after SIGTERM")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--alive-fd", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
+
+
+def add_rendering_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how conversations become tokens and generations items."""
+    parser.add_argument("--parser", help="how generations are read; found out from the template by default")
+    parser.add_argument(
+        "--thinking",
+        default="keep",
+        choices=["keep", "template"],
+        help="keep the thinking of earlier turns, or fork where the chat template drops it",
+    )
+    parser.add_argument(
+        "--template-kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="settings of the chat template, e.g. '{\"enable_thinking\": false}'",
+    )
+
+
+def rendering_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the same as fields of `PolicyConfig`."""
+    return {
+        "parser": arguments.parser,
+        "thinking": arguments.thinking,
+        "template_kwargs": arguments.template_kwargs,
+    }
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,10 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         context_length=arguments.context_length,
         threads=arguments.threads,
+        **rendering_options(arguments),
     )
     server = ServerConfig(
         host=arguments.host,
         port=arguments.port,
+        token_form=arguments.token_form,
         drain_s=arguments.drain_s,
         ready_fd=arguments.ready_fd,
         alive_fd=arguments.alive_fd,

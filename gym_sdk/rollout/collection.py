@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gym_sdk.rollout.watch import TokenWatch
 from gym_sdk.schema import Group, Outcome, Rollout
 from gym_sdk.tokens import TokenSequence
 
@@ -110,6 +111,7 @@ class Collection:
             "tool_calls": sum(rollout.metrics.get("tool_calls", 0.0) for rollout in rollouts),
             "tool_errors": sum(rollout.metrics.get("tool_errors", 0.0) for rollout in rollouts),
             "generated_tokens": generated,
+            **TokenWatch.of(rollouts).metrics(),
             "duration_s": self.duration_s,
         }
         largest = max((len(group.rewards) for group in self.groups), default=0)

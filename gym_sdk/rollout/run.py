@@ -19,6 +19,7 @@ from gym_sdk.errors import (
     ContextOverflowError,
     DeadlineError,
     GymError,
+    PolicyError,
     TransportError,
 )
 from gym_sdk.rollout.calls import run_function_calls
@@ -36,6 +37,7 @@ from gym_sdk.schema import (
     Timing,
     Truncation,
 )
+from gym_sdk.tokens import CallTokens, chained
 from gym_sdk.tools import Tool, ToolContext, resolve_tools
 from gym_sdk.transport import Retry, with_retries
 from gym_sdk.verifiers import run_verifier
@@ -86,13 +88,15 @@ class _Run:
         self._respond = respond
         self._state: Any = None
         self._where = "setup"
-        self._sent: list[Item] = input_items(task)  # as `items`, with the token fields
+        self._previous: str | None = None  # the response that the next request may continue
+        self._seen = 0  # how many items the server knows with it
+        items = input_items(task)
         self._rollout = Rollout(
             id=f"ro_{uuid4().hex}",
             task=task,
             index=index,
-            items=list(self._sent),
-            input_items=len(self._sent),
+            items=items,
+            input_items=len(items),
             metrics={"turns": 0.0, "tool_calls": 0.0, "tool_errors": 0.0},
             timing=Timing(started_at=time.time()),
         )
@@ -132,6 +136,7 @@ class _Run:
     async def _converse(self, tools: dict[str, Tool[..., Any]]) -> None:
         """Take turns until the policy gives its answer or a limit is reached."""
         rollout = self._rollout
+        rollout.metrics["tools_offered"] = float(len(tools))
         for turn in range(self._spec.limits.max_turns):
             self._where = "model_call"
             try:
@@ -152,7 +157,23 @@ class _Run:
         self._truncate(Truncation.TURNS)
 
     async def _model_call(self, tools: dict[str, Tool[..., Any]], turn: int) -> Response:
-        request = self._request(tools, turn)
+        started = time.perf_counter()
+        try:
+            try:
+                response, retries = await self._send(self._request(tools, turn))
+            except PolicyError as error:
+                if self._previous is None or error.code != "previous_response_not_found":
+                    raise
+                self._previous, self._seen = None, 0  # the server lost its memory: tell it everything once
+                self._count("lost_states")
+                response, retries = await self._send(self._request(tools, turn))
+        finally:
+            duration_s = time.perf_counter() - started
+            self._rollout.timing.model_s += duration_s
+        self._record(response, retries, duration_s)
+        return response
+
+    async def _send(self, request: ResponseRequest) -> tuple[Response, int]:
         limit_s = self._spec.deadlines.model_call_s
 
         async def once() -> Response:
@@ -165,14 +186,7 @@ class _Run:
                 )
             return response
 
-        started = time.perf_counter()
-        try:
-            response, retries = await with_retries(once, self._spec.retry)
-        finally:
-            duration_s = time.perf_counter() - started
-            self._rollout.timing.model_s += duration_s
-        self._record(response, retries, duration_s)
-        return response
+        return await with_retries(once, self._spec.retry)
 
     def _request(self, tools: dict[str, Tool[..., Any]], turn: int) -> ResponseRequest:
         task, spec = self._task, self._spec
@@ -185,34 +199,69 @@ class _Run:
         if tools:
             fields["tools"] = [tool.schema for tool in tools.values()]
         fields.update(task.settings)
-        fields["input"] = list(self._sent)
+        if self._previous is None:
+            fields["input"] = self._items_with_tokens()
+        else:
+            for name in ("instructions", "tools", "chat_template_kwargs"):
+                fields.pop(name, None)  # as in the response that this one continues
+            fields["previous_response_id"] = self._previous
+            fields["input"] = self._rollout.items[self._seen :]
         if task.settings or spec.sampling.extra:
             return ResponseRequest.model_validate(fields)
         return ResponseRequest.model_construct(**fields)  # every value is this library's own
 
+    def _items_with_tokens(self) -> list[Item]:
+        """Return the items with each model call's tokens on its last output item."""
+        items = list(self._rollout.items)
+        for call in self._rollout.model_calls:
+            if call.tokens is not None:
+                items[call.end_item - 1] = items[call.end_item - 1].with_tokens(call.tokens)
+        return items
+
     def _record(self, response: Response, retries: int, duration_s: float) -> None:
         rollout = self._rollout
         first = len(rollout.items)
-        self._sent += response.output
         rollout.items += [item.without_tokens() for item in response.output]
         rollout.metrics["turns"] += 1
+        tokens = self._tokens(response)
         if response.fork is not None:
-            rollout.metrics["forks"] = rollout.metrics.get("forks", 0.0) + 1
+            self._count("forks")
+        elif (
+            tokens is not None and tokens.parent is None and any(call.tokens for call in rollout.model_calls)
+        ):
+            self._count("unreported_forks")
         if response.unparsed_calls:
-            rollout.metrics["unparsed_calls"] = (
-                rollout.metrics.get("unparsed_calls", 0.0) + response.unparsed_calls
-            )
+            self._count("unparsed_calls", response.unparsed_calls)
         rollout.model_calls.append(
             ModelCall(
                 response_id=response.id,
                 first_item=first,
                 end_item=len(rollout.items),
                 status=response.status,
-                tokens=response.tokens,
+                tokens=tokens,
+                fork=response.fork,
+                unparsed_calls=response.unparsed_calls,
                 retries=retries,
                 duration_s=duration_s,
             )
         )
+        if response.remembered:
+            self._previous, self._seen = response.id, len(rollout.items)
+        else:
+            self._previous, self._seen = None, 0
+
+    def _tokens(self, response: Response) -> CallTokens | None:
+        """Return the response's tokens, linked to the earlier call that they extend."""
+        earlier = [call.tokens for call in self._rollout.model_calls if call.tokens is not None]
+        known = {} if self._previous is None or not earlier else {self._previous: earlier[-1]}
+        tokens = response.tokens_after(known)
+        if tokens is None or (earlier and tokens.parent is earlier[-1]):
+            return tokens
+        return chained([*earlier, tokens])[-1]
+
+    def _count(self, metric: str, amount: float = 1.0) -> None:
+        metrics = self._rollout.metrics
+        metrics[metric] = metrics.get(metric, 0.0) + amount
 
     def _limit_reached(self, response: Response) -> Truncation:
         """An incomplete response ended at its own limit, or at the end of the context."""
@@ -238,7 +287,6 @@ class _Run:
             rollout.timing.tool_s += time.perf_counter() - started
         rollout.metrics["tool_calls"] += len(calls)
         rollout.metrics["tool_errors"] += errors
-        self._sent += outputs
         rollout.items += outputs
 
     async def _verify(self) -> None:
@@ -281,6 +329,10 @@ class _Run:
         rollout.failure = Failure(
             error=type(error).__name__, message=str(error) or repr(error), where=self._where
         )
+
+
+def _has_tokens(rollout: Rollout) -> bool:
+    return any(call.tokens is not None for call in rollout.model_calls)
 
 
 def input_items(task: Task) -> list[Item]:

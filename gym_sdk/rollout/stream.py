@@ -18,6 +18,7 @@ from gym_sdk.errors import ConfigurationError
 from gym_sdk.rollout.journal import Journal
 from gym_sdk.rollout.progress import Progress
 from gym_sdk.rollout.run import input_items
+from gym_sdk.rollout.watch import TokenWatch
 from gym_sdk.schema import Group, Rollout, Task
 
 __all__ = ["RolloutStream", "StreamOptions", "TaskSource", "as_task"]
@@ -89,6 +90,8 @@ class RolloutStream:
         self._receive: MemoryObjectReceiveStream[Group]
         self._journal: Journal | None = None
         self._progress: Progress | None = None
+        self.watch = TokenWatch()
+        """Counts over the rollouts that finished so far: forks, unparsed calls, ..."""
 
     async def __aenter__(self) -> Self:
         if self._task_group is not None:
@@ -172,6 +175,7 @@ class RolloutStream:
             rollout = await self._attempt(group.task, index)
             if self._journal is not None:
                 self._journal.write(rollout)
+            self.watch.add(rollout)
             if self._progress is not None:
                 self._progress.add(rollout)
             group.rollouts[index] = rollout
