@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 TORCH_CONSTRAINTS ?= -c requirements/cpu.txt
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 OLD_OPENAI := $(VENV)/openai-2.8.0
+TRL := $(VENV)/trl
 
 # OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
 export GOMP_SPINCOUNT ?= 1000
@@ -28,6 +29,7 @@ $(VENV)/.demo: pyproject.toml requirements/cpu.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install $(TORCH_CONSTRAINTS) -e ".[dev]"
 	$(PIP) install --target $(OLD_OPENAI) --upgrade openai==2.8.0
+	$(PIP) install --target $(TRL) --upgrade --no-deps trl==1.16.0  # for its chat templates
 	@touch $@
 
 # the whole chain on this machine: warm start, server, rollouts, GRPO, weight sync, learning curve
