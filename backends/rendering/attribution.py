@@ -70,6 +70,7 @@ def owners_of(
     spans: Sequence[Span],
     closings: Sequence[int],
     offsets: Sequence[tuple[int, int]],
+    header: int = 1,
 ) -> list[int]:
     """Return the owning item of each token, -1 for what no item owns.
 
@@ -81,19 +82,18 @@ def owners_of(
         spans: where the items' texts stand, by `Marks.read`.
         closings: where each special token of the text ends, in order.
         offsets: start and end of each token in the text.
+        header: how many special tokens the first item's header holds.
     """
     changes: list[tuple[int, int]] = [(0, -1)]
     position, owner = 0, -1
     for span in sorted(spans, key=lambda span: span.start):
         if span.item != owner:
             between = [end for end in closings if position < end <= span.start]
-            if owner == -1 and len(between) > 1:
-                header = between[-2]
-            elif owner == -1:
-                header = position
+            if owner == -1:
+                change = between[-header - 1] if len(between) > header else position
             else:
-                header = between[0] if between else position
-            changes.append((header, span.item))
+                change = between[0] if between else position
+            changes.append((change, span.item))
             owner = span.item
         position = max(position, span.end)
     last = [end for end in closings if position < end <= text_length]

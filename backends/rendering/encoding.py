@@ -59,13 +59,16 @@ class Encoder:
             ids += self._bare.encode(chunk.text).ids if chunk.bare else self.encode(chunk.text)
         return ids
 
-    def owners(self, text: str, ids: Sequence[int], spans: Sequence[Span] | None) -> list[int]:
+    def owners(
+        self, text: str, ids: Sequence[int], spans: Sequence[Span] | None, header: int = 1
+    ) -> list[int]:
         """Return the owning item of each token of a rendered text; -1 where it can't be told.
 
         Args:
             text: the rendered text.
             ids: its tokens.
             spans: where the items' texts stand in it; None if the template rewrites them.
+            header: how many special tokens stand in a user message's header.
         """
         if spans is None or not self._tokenizer.is_fast:
             return [-1] * len(ids)
@@ -81,7 +84,7 @@ class Encoder:
             offsets += [(chunk.start + start, chunk.start + end) for start, end in found]
         if len(offsets) != len(ids):
             return [-1] * len(ids)
-        return owners_of(len(text), spans, closings, offsets)
+        return owners_of(len(text), spans, closings, offsets, header)
 
     def _chunks(self, text: str, spans: Sequence[Span]) -> Iterator[_Chunk]:
         """Cut a text between special tokens, around each stretch in which an item spells one."""

@@ -1,4 +1,4 @@
-"""Which tokens end the turns of a chat template, found out by trying."""
+"""Which special tokens end and open the turns of a chat template, found out by trying."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backends.rendering.special import SpecialTokens
 from backends.rendering.tail import TurnEnds
 from gym_sdk.errors import PolicyError
 
-__all__ = ["closing_ids", "opens_next"]
+__all__ = ["closing_ids", "header_size", "opens_next"]
 
 _WORD = "qzv"
 _USER: dict[str, Any] = {"role": "user", "content": "."}
@@ -29,6 +29,18 @@ def opens_next(template: ChatTemplate, special: SpecialTokens) -> bool:
     except PolicyError:
         return False
     return not special.occur_in(text[text.rfind(_WORD) :])
+
+
+def header_size(template: ChatTemplate, special: SpecialTokens) -> int:
+    """Return how many special tokens open a user message."""
+    try:
+        alone = template.render([_USER, _ANSWER])
+        text = template.render([_USER, _ANSWER, {"role": "user", "content": "xwk"}])
+    except PolicyError:
+        return 1
+    between = special.spans(text[text.rfind(_WORD) : text.rfind("xwk")])
+    closing = special.spans(alone[alone.rfind(_WORD) :])
+    return max(1, len(between) - len(closing))
 
 
 def closing_ids(template: ChatTemplate, ends: TurnEnds, special: SpecialTokens) -> frozenset[int]:

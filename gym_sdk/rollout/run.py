@@ -90,6 +90,7 @@ class _Run:
         self._where = "setup"
         self._previous: str | None = None  # the response that the next request may continue
         self._seen = 0  # how many items the server knows with it
+        self._echo = True  # whether the items that are sent carry their tokens
         items = input_items(task)
         self._rollout = Rollout(
             id=f"ro_{uuid4().hex}",
@@ -164,7 +165,8 @@ class _Run:
             except PolicyError as error:
                 if self._previous is None or error.code != "previous_response_not_found":
                     raise
-                self._previous, self._seen = None, 0  # the server lost its memory: tell it everything once
+                # the server lost its memory: tell it everything once
+                self._previous, self._seen, self._echo = None, 0, True
                 self._count("lost_states")
                 response, retries = await self._send(self._request(tools, turn))
         finally:
@@ -200,7 +202,7 @@ class _Run:
             fields["tools"] = [tool.schema for tool in tools.values()]
         fields.update(task.settings)
         if self._previous is None:
-            fields["input"] = self._items_with_tokens()
+            fields["input"] = self._items_with_tokens() if self._echo else list(self._rollout.items)
         else:
             for name in ("instructions", "tools", "chat_template_kwargs"):
                 fields.pop(name, None)  # as in the response that this one continues
@@ -245,6 +247,7 @@ class _Run:
                 duration_s=duration_s,
             )
         )
+        self._echo = any(item.tokens is not None for item in response.output)
         if response.remembered:
             self._previous, self._seen = response.id, len(rollout.items)
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.parsed import shown
 from support.templates import trl_templates
@@ -226,6 +226,7 @@ MARKUP = words(
 def test_any_ids_parse_and_nothing_is_lost(name: str) -> None:
     renderer = family(name)
 
+    @settings(deadline=None)  # the package reads DeepSeek V4's markup in quadratic time
     @given(ids=chunks(name), prompted=st.booleans(), offered=st.booleans())
     def check(ids: list[int], prompted: bool, offered: bool) -> None:
         tools = [ADD] if offered else []
@@ -258,6 +259,7 @@ def test_any_ids_are_extended_exactly_or_refused(name: str) -> None:
     called = FunctionCall(call_id="functions.add:0", name="add", arguments="{}")
     output = FunctionCallOutput(call_id="functions.add:0", output="5")
 
+    @settings(deadline=None)  # the package reads DeepSeek V4's markup in quadratic time
     @given(ids=chunks(name), text=st.text(), tool=st.booleans())
     def check(ids: list[int], text: str, tool: bool) -> None:
         items = [asked, called, output] if tool else [asked, answered, message("user", text)]
@@ -311,7 +313,7 @@ def test_what_the_package_drops_from_a_call_makes_it_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "text"),
+    ("name", "switches", "text"),
     [
         ("qwen3", {}, "<think>\nHm.\n</think>\n\nHi."),
         ("hy3", {"reasoning_effort": "high"}, "Hm.</think:opensource>Hi."),
@@ -321,8 +323,8 @@ def test_what_the_package_drops_from_a_call_makes_it_text() -> None:
         ("gemma4", {"enable_thinking": True}, "<|channel>thought\nHm.\n<channel|>Hi."),
     ],
 )
-def test_thinking_is_read_wherever_it_was_opened(name: str, settings: dict[str, Any], text: str) -> None:
-    renderer = make_family_renderer(name, byte_level_tokenizer(MARKS[name]), template_kwargs=settings)
+def test_thinking_is_read_wherever_it_was_opened(name: str, switches: dict[str, Any], text: str) -> None:
+    renderer = make_family_renderer(name, byte_level_tokenizer(MARKS[name]), template_kwargs=switches)
     items = [message("user", "So?"), message("assistant", "Hi."), message("user", "Go on.")]
     prompt = renderer.render(Conversation(items[:1])).token_ids
     parsed = renderer.parse(renderer.encode(text), prompt=prompt)

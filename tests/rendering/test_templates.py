@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from backends.prefix import Step
-from backends.rehearsal import Scenario, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.conversations import Move, Player, conversations
 from support.template_tokenizers import renderers
 
+from backends.prefix import Step
+from backends.rehearsal import Scenario, check
+
 NAMES = sorted(renderers())
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(moves=conversations(), tools=st.booleans())
 def test_nothing_drifts_in_silence_and_no_turn_is_dropped(name: str, moves: list[Move], tools: bool) -> None:
     Player(renderers()[name], tools=tools).play(moves)

@@ -6,6 +6,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hypothesis import strategies as st
+from pydantic_core import to_json
+
 from backends.memory import CallMemory
 from backends.prefix import Prompt, next_prompt
 from backends.rendering import TemplateRenderer
@@ -13,8 +16,6 @@ from backends.rendering.renderer import Conversation
 from backends.speech import Speech, Turn
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput, FunctionTool, Item, Message, Reasoning
-from hypothesis import strategies as st
-from pydantic_core import to_json
 
 __all__ = ["Move", "Player", "conversations"]
 
@@ -73,7 +74,8 @@ class Player:
     def __init__(self, renderer: TemplateRenderer, *, tools: bool) -> None:
         self.renderer = renderer
         self.memory = CallMemory()
-        self.conversation = Conversation([Message(role="user", content="Begin.")], TOOLS if tools else ())
+        shown = TOOLS if tools and renderer.template.abilities.tools else ()
+        self.conversation = Conversation([Message(role="user", content="Begin.")], shown)
         self.prompts: list[Prompt] = []
         self.refusals: list[str] = []
         self._last: list[int] = []

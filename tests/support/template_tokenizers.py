@@ -1,4 +1,4 @@
-"""Tokenizers that hold the special tokens of real chat templates, and a template in the manner of Mistral's."""
+"""Tokenizers with the special tokens of real chat templates, and a template in the manner of Mistral's."""
 
 from __future__ import annotations
 

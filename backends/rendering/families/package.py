@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gym_sdk.errors import ConfigurationError
 
@@ -22,7 +22,7 @@ def known_families() -> list[str]:
     Raises:
         ConfigurationError: the package is not installed.
     """
-    return sorted(set(_part("configs")._CONFIG_BY_NAME) - _NOT_FAMILIES)
+    return sorted(set(_config_classes()) - _NOT_FAMILIES)
 
 
 def family_of_hub_name(name: str) -> str | None:
@@ -55,7 +55,7 @@ def new_renderer(
         ValueError: the family does not take these settings, or this is not its tokenizer.
         ConfigurationError: the package is not installed.
     """
-    base, config_of = _part("base"), _part("configs")._config_class_for(family)
+    base, config_of = _part("base"), _config_classes()[family]
     fields = {"thinking_retention": "all"} if keep_thinking else {}
     try:
         try:
@@ -66,6 +66,12 @@ def new_renderer(
         return base.create_renderer(tokenizer, config)
     except Exception as error:  # the package asserts, looks up and downloads: no single class covers it
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _config_classes() -> dict[str, Any]:
+    """Return the package's classes of settings by family: the members of an annotated union."""
+    union = get_args(_part("configs").RendererConfig)[0]
+    return {member.model_fields["name"].default: member for member in get_args(union)}
 
 
 def _part(name: str) -> Any:

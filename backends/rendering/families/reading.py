@@ -90,7 +90,7 @@ class FamilyParser:
 
     def _add_thought(self, collector: Collector, text: str, ids: Sequence[int], read: Any) -> str:
         """Add the thinking that begins a turn, if its text stands there as it was read; return the rest."""
-        thought = read.reasoning_content or ""
+        thought = (read.reasoning_content or "").strip()
         marks = self._marks
         opening = rf"\s*(?:{pattern(marks.opens_thought)})?\s*" if marks.opens_thought else r"\s*"
         closing = rf"\s*{pattern(marks.closes_thought)}" if marks.closes_thought else ""
