@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from backends.hub import model_folder
 from backends.memory import CallMemory
 from backends.policy import Policy
-from backends.prefix import Thinking
-from backends.rendering import TemplateRenderer
+from backends.renderers import RenderingConfig, load_renderer
 from gym_sdk.errors import ConfigurationError
 
-__all__ = ["PolicyConfig", "load_policy", "load_renderer"]
+__all__ = ["PolicyConfig", "load_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,8 @@ class PolicyConfig:
     """Most tokens of prompt and generation; the model's own limit by default."""
     threads: int | None = None
     """CPU threads for the model; torch's own choice by default."""
-    parser: str | None = None
-    """How generations are read (see `backends.rendering.parsing.PARSERS`); the template tells by default."""
-    thinking: Thinking = "keep"
-    """Whether the thinking of earlier turns is kept, or forks where the chat template drops it."""
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the chat template, e.g. `{"enable_thinking": False}`; a request's own go before them."""
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
+    """How conversations become tokens, and generations items."""
     memory_tokens: int = 8_000_000
     """How many tokens of past model calls to remember."""
 
@@ -64,7 +59,8 @@ def load_policy(config: PolicyConfig) -> Policy:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder = model_folder(config.model)
-    renderer = load_renderer(config)
+    name = None if Path(config.model).exists() else config.model
+    renderer = load_renderer(folder, config.rendering, name=name)
     engine = TransformersEngine.from_folder(
         folder,
         device=config.device,
@@ -72,18 +68,4 @@ def load_policy(config: PolicyConfig) -> Policy:
         config=EngineConfig(context_length=config.context_length),
     )
     memory = CallMemory(config.memory_tokens)
-    return Policy(engine, renderer, name=config.name, memory=memory, thinking=config.thinking)
-
-
-def load_renderer(config: PolicyConfig) -> TemplateRenderer:
-    """Load the tokenizer and chat template of a model.
-
-    Raises:
-        ConfigurationError: there is no such model, no usable tokenizer, or no such parser.
-    """
-    return TemplateRenderer.from_folder(
-        model_folder(config.model),
-        parser=config.parser,
-        template_kwargs=config.template_kwargs,
-        keep_thinking=config.thinking == "keep",
-    )
+    return Policy(engine, renderer, name=config.name, memory=memory, thinking=config.rendering.thinking)

@@ -101,8 +101,8 @@ class GymClient:
             context_length: most tokens of prompt and generation; the model's own limit by default.
             retry: how infrastructure failures are tried again.
             progress: told what the tiny policy's making is at, and the share that is done.
-            **options: further fields of `backends.loading.PolicyConfig`, e.g. `parser`, `thinking`,
-                `template_kwargs`.
+            **options: further fields of `backends.loading.PolicyConfig`, e.g.
+                `rendering=RenderingConfig(thinking="template")`.
         """
         from gym_sdk.transport.local import LocalTransport
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Marks", "Span", "owners_of"]
+__all__ = ["Header", "Marks", "Span", "owners_of"]
 
 _DIGITS = {str(digit): chr(0xE010 + digit) for digit in range(10)}
 _BACK = {mark: digit for digit, mark in _DIGITS.items()}
@@ -29,6 +29,14 @@ class Span:
     def moved(self, by: int) -> Span:
         """Return the same span, `by` characters later."""
         return Span(self.start + by, self.end + by, self.item)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What opens a user message: how many special tokens, and whether they follow one that closes a turn."""
+
+    size: int = 1
+    after_closing: bool = True
 
 
 class Marks:
@@ -66,38 +74,40 @@ class Marks:
 
 
 def owners_of(
-    text_length: int,
     spans: Sequence[Span],
-    closings: Sequence[int],
+    special: Sequence[tuple[int, int]],
     offsets: Sequence[tuple[int, int]],
-    header: int = 1,
+    header: Header,
 ) -> list[int]:
     """Return the owning item of each token, -1 for what no item owns.
 
-    What stands between two items is the first one's up to and including the first closing token there, then
-    the second one's: its header. What stands before the first item is the template's, but for the header.
+    What stands between two items is the first one's up to and including the first special token there, which
+    closes its turn or its markup; then it is the second one's: its header. Where nothing closes turns, that
+    token is the second one's as well. What stands before the first item, its header apart, is nobody's.
 
     Args:
-        text_length: characters of the rendered text.
         spans: where the items' texts stand, by `Marks.read`.
-        closings: where each special token of the text ends, in order.
+        special: start and end of each special token of the text, in order.
         offsets: start and end of each token in the text.
-        header: how many special tokens the first item's header holds.
+        header: what opens a user message.
     """
     changes: list[tuple[int, int]] = [(0, -1)]
     position, owner = 0, -1
+    edge = 1 if header.after_closing else 0
+    begins = [begin for begin, _ in special]
     for span in sorted(spans, key=lambda span: span.start):
         if span.item != owner:
-            between = [end for end in closings if position < end <= span.start]
+            between = special[bisect_left(begins, position) : bisect_left(begins, span.start)]
             if owner == -1:
-                change = between[-header - 1] if len(between) > header else position
+                at = len(between) - header.size - edge
+                change = between[at][edge] if at >= 0 else position
             else:
-                change = between[0] if between else position
+                change = between[0][edge] if between else position
             changes.append((change, span.item))
             owner = span.item
         position = max(position, span.end)
-    last = [end for end in closings if position < end <= text_length]
+    last = special[bisect_left(begins, position) :]
     if last and owner != -1:
-        changes.append((last[0], -1))
+        changes.append((last[0][edge], -1))
     starts = [start for start, _ in changes]
     return [changes[bisect_right(starts, start) - 1][1] for start, _ in offsets]

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backends.rendering.attribution import Span, owners_of
+from backends.rendering.attribution import Header, Span, owners_of
 from backends.rendering.special import SpecialTokens
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Encoder:
         return ids
 
     def owners(
-        self, text: str, ids: Sequence[int], spans: Sequence[Span] | None, header: int = 1
+        self, text: str, ids: Sequence[int], spans: Sequence[Span] | None, header: Header
     ) -> list[int]:
         """Return the owning item of each token of a rendered text; -1 where it can't be told.
 
@@ -68,23 +68,23 @@ class Encoder:
             text: the rendered text.
             ids: its tokens.
             spans: where the items' texts stand in it; None if the template rewrites them.
-            header: how many special tokens stand in a user message's header.
+            header: what opens a user message.
         """
         if spans is None or not self._tokenizer.is_fast:
             return [-1] * len(ids)
         offsets: list[tuple[int, int]] = []
-        closings: list[int] = []
+        special: list[tuple[int, int]] = []
         for chunk in self._chunks(text, spans):
             if chunk.bare:
                 found = self._bare.encode(chunk.text).offsets
             else:
                 options = {"add_special_tokens": False, "return_offsets_mapping": True}
                 found = self._tokenizer(chunk.text, **options)["offset_mapping"]
-                closings += [chunk.start + end for _, end in self.special.spans(chunk.text)]
+                special += [(chunk.start + a, chunk.start + b) for a, b in self.special.spans(chunk.text)]
             offsets += [(chunk.start + start, chunk.start + end) for start, end in found]
         if len(offsets) != len(ids):
             return [-1] * len(ids)
-        return owners_of(len(text), spans, closings, offsets, header)
+        return owners_of(spans, special, offsets, header)
 
     def _chunks(self, text: str, spans: Sequence[Span]) -> Iterator[_Chunk]:
         """Cut a text between special tokens, around each stretch in which an item spells one."""

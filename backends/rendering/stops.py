@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from backends.rendering.attribution import Header
 from backends.rendering.chat_template import ChatTemplate
 from backends.rendering.special import SpecialTokens
 from backends.rendering.tail import TurnEnds
 from gym_sdk.errors import PolicyError
 
-__all__ = ["closing_ids", "header_size", "opens_next"]
+__all__ = ["closing_ids", "header_of", "opens_next"]
 
 _WORD = "qzv"
 _USER: dict[str, Any] = {"role": "user", "content": "."}
@@ -31,16 +32,16 @@ def opens_next(template: ChatTemplate, special: SpecialTokens) -> bool:
     return not special.occur_in(text[text.rfind(_WORD) :])
 
 
-def header_size(template: ChatTemplate, special: SpecialTokens) -> int:
-    """Return how many special tokens open a user message."""
+def header_of(template: ChatTemplate, special: SpecialTokens) -> Header:
+    """Return what opens a user message."""
     try:
         alone = template.render([_USER, _ANSWER])
         text = template.render([_USER, _ANSWER, {"role": "user", "content": "xwk"}])
     except PolicyError:
-        return 1
-    between = special.spans(text[text.rfind(_WORD) : text.rfind("xwk")])
+        return Header()
     closing = special.spans(alone[alone.rfind(_WORD) :])
-    return max(1, len(between) - len(closing))
+    between = special.spans(text[text.rfind(_WORD) : text.rfind("xwk")])
+    return Header(max(1, len(between) - len(closing)), bool(closing))
 
 
 def closing_ids(template: ChatTemplate, ends: TurnEnds, special: SpecialTokens) -> frozenset[int]:

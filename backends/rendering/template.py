@@ -16,7 +16,7 @@ from backends.rendering.new_items import Messages, NewItems
 from backends.rendering.parsing import ParsedOutput, Parser, detect_parser, make_parser
 from backends.rendering.renderer import Bridge, Conversation, Rendered
 from backends.rendering.special import SpecialTokens
-from backends.rendering.stops import closing_ids, header_size, opens_next
+from backends.rendering.stops import closing_ids, header_of, opens_next
 from backends.rendering.tail import TurnEnds
 from gym_sdk.errors import ConfigurationError, PolicyError
 from gym_sdk.schema import FunctionTool
@@ -73,7 +73,7 @@ class TemplateRenderer:
         self._encoder = Encoder(tokenizer)
         special = self._encoder.special
         self._ends = TurnEnds(special, opens_next=opens_next(self.template, special))
-        self._header = header_size(self.template, special)
+        self._header = header_of(self.template, special)
         if tokenizer.eos_token_id is not None:
             stop_token_ids |= {tokenizer.eos_token_id}
         stop_token_ids |= closing_ids(self.template, self._ends, special)

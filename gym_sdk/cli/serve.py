@@ -42,6 +42,9 @@ def add_parser(commands: Any) -> None:
 
 def add_rendering_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides how conversations become tokens and generations items."""
+    parser.add_argument(
+        "--renderer", default="auto", help="auto, template, or a family's name of the package renderers"
+    )
     parser.add_argument("--parser", help="how generations are read; found out from the template by default")
     parser.add_argument(
         "--thinking",
@@ -59,8 +62,9 @@ def add_rendering_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rendering_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the same as fields of `PolicyConfig`."""
+    """Return the same as fields of `RenderingConfig`."""
     return {
+        "renderer": arguments.renderer,
         "parser": arguments.parser,
         "thinking": arguments.thinking,
         "template_kwargs": arguments.template_kwargs,
@@ -81,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     with needs_extra("local"):
         from backends.loading import PolicyConfig
+        from backends.renderers import RenderingConfig
         from backends.server import ServerConfig, serve
 
         quiet_transformers()
@@ -93,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         context_length=arguments.context_length,
         threads=arguments.threads,
-        **rendering_options(arguments),
+        rendering=RenderingConfig(**rendering_options(arguments)),
     )
     server = ServerConfig(
         host=arguments.host,

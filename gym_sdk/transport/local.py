@@ -30,7 +30,7 @@ class LocalTransport:
         model: folder in the Hugging Face layout, or a name on the hub; None takes the tiny policy.
         name: the model's name in responses.
         progress: told what the tiny policy's making is at, and the share that is done.
-        **options: further fields of `backends.loading.PolicyConfig`, e.g. `device`, `dtype`, `parser`.
+        **options: further fields of `backends.loading.PolicyConfig`, e.g. `device`, `dtype`, `rendering`.
     """
 
     def __init__(

@@ -25,7 +25,6 @@ from backends.rendering.renderer import Conversation
 from gym_sdk.errors import ConfigurationError, PolicyError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput, FunctionTool, Item, Message, Reasoning
 
-pytest.importorskip("renderers")
 
 _THINK = ("<think>", "</think>")
 _CALL = ("<tool_call>", "</tool_call>")

@@ -9,7 +9,7 @@ from support.trained import byte_level_tokenizer, metaspace_tokenizer
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from backends.rendering.attribution import Marks, Span, owners_of
+from backends.rendering.attribution import Header, Marks, Span, owners_of
 from backends.rendering.encoding import Encoder
 from backends.rendering.special import SpecialTokens
 
@@ -113,7 +113,8 @@ def test_what_stands_between_two_items_belongs_to_the_first_up_to_its_closing_to
     text = "Sh[A]e\nh[B]"
     spans = [Span(2, 5, 0), Span(8, 11, 1)]
     single = [(index, index + 1) for index in range(len(text))]
-    assert owners_of(len(text), spans, [6], single) == [0] * 6 + [1] * 5
+    assert owners_of(spans, [(5, 6)], single, Header()) == [0] * 6 + [1] * 5
+    assert owners_of(spans, [(5, 6)], single, Header(1, False)) == [0] * 5 + [1] * 6
 
 
 def test_owners_of_a_text_with_look_alikes_are_known() -> None:
@@ -121,9 +122,9 @@ def test_owners_of_a_text_with_look_alikes_are_known() -> None:
     text = "<a>x</s>y</s>"
     spans = [Span(3, 9, 0)]
     ids = encoder.encode_spans(text, spans)
-    owners = encoder.owners(text, ids, spans)
+    owners = encoder.owners(text, ids, spans, Header())
     assert len(owners) == len(ids)
     assert encoder.decode([i for i, owner in zip(ids, owners, strict=True) if owner == 0]).endswith(
         "x</s>y</s>"
     )
-    assert encoder.owners(text, ids, None) == [-1] * len(ids)
+    assert encoder.owners(text, ids, None, Header()) == [-1] * len(ids)

@@ -16,7 +16,7 @@ __all__ = ["MISTRAL", "renderers", "special_tokens", "template_tokenizer"]
 
 _MARK = re.compile(
     r"<\|[^|<>\s]{1,40}\|>"  # <|im_start|>
-    r"|<｜[^｜<>]{1,40}｜>"  # DeepSeek's
+    "|<\uff5c[^\uff5c<>]{1,40}\uff5c>"  # DeepSeek's
     r"|<\|[a-z_\"]{1,30}>|<[a-z_]{1,30}\|>|<\|\"\|>"  # Gemma 4's
     r"|</?(?:think|tool_call|tool_response|arg_key|arg_value|start_of_turn|end_of_turn|s|sop)>"
     r"|<(?:end_of_utterance|image_soft_token)>"
@@ -32,7 +32,7 @@ _CLOSINGS = (
     "<end_of_turn>",
     "<turn|>",
     "<|end|>",
-    "<｜end▁of▁sentence｜>",
+    "<\uff5cend▁of▁sentence\uff5c>",
     "<|END_OF_TURN_TOKEN|>",
     "<end_of_utterance>",
     "<|endoftext|>",
@@ -42,7 +42,9 @@ MISTRAL = """\
 {%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set turns = messages[1:] %}
 {%- else %}{% set system = '' %}{% set turns = messages %}{% endif %}
 {%- set ns = namespace(last_user=-1) %}
-{%- for message in turns %}{% if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in turns %}
+    {%- if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif %}
+{%- endfor %}
 {{- '<s>' }}
 {%- for message in turns %}
     {%- if message.role == 'user' %}
