@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from backends.ids import is_own_id
 from backends.rendering.renderer import Conversation
 from gym_sdk.errors import ConfigurationError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput, Item, Message, Reasoning
@@ -167,12 +168,12 @@ class KnownCall:
 
     @property
     def ids(self) -> set[str]:
-        """The ids under which agents may refer to the call: of its response, its items and its calls."""
-        names = {self.response_id}
-        for item in self.output:
-            names.add(getattr(item, "id", None) or "")
-            names.add(getattr(item, "call_id", None) or "")
-        return names - {""}
+        """The ids under which agents may refer to the call: of its response, its items and its calls.
+
+        Call ids that the policy sampled itself are left out: others sample the same.
+        """
+        names = [getattr(item, name, None) or "" for item in self.output for name in ("id", "call_id")]
+        return {name for name in names if is_own_id(name)} | ({self.response_id} - {""})
 
     def history(self) -> list[Item]:
         """Return all items up to and including the call's output."""

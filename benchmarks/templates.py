@@ -2,7 +2,7 @@
 
 The table plays each scenario against each template that TRL carries, the tiny policy's, and one in the manner
 of Mistral's, with tokenizers that hold the templates' special tokens. No model is needed: the policy's
-turns are what the template itself writes, cut into tokens as policies sample them: not as tokenizers cut them.
+turns are what the template itself writes, cut into tokens as policies sample them, not as tokenizers do.
 
     python benchmarks/templates.py --write
     python benchmarks/templates.py --cost --output runs/benchmarks/templates.json
@@ -154,8 +154,8 @@ white space and text that spells special tokens. The word is the least exact ste
 
 After the word stand the rollouts that break when everything is rendered again for each prompt, and those that
 fork here. `foreign`: assistant messages that the policy did not write, after its own and between users'.
-`edited`: the agent rewrites what the policy said, which has to fork. Templates that do the same in all columns
-share a row.
+`edited`: the agent rewrites what the policy said, which has to fork. Templates that do the same in all
+columns share a row.
 """
 
 

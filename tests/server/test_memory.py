@@ -8,14 +8,20 @@ from backends.ids import is_own_id, new_id
 from backends.memory import CallMemory, HistoryKeys, KnownCall
 from backends.rendering.renderer import Conversation
 from gym_sdk.errors import ConfigurationError
-from gym_sdk.schema import Item, Message, OutputText, Reasoning, TextPart
+from gym_sdk.schema import FunctionCall, Item, Message, OutputText, Reasoning, TextPart
 from gym_sdk.tokens import CallTokens
 
 SETTINGS = Conversation(())
+OWN: dict[str, str] = {}
+"""Ids of messages, by their text."""
 
 
 def said(text: str) -> Message:
-    return Message(id=f"msg_{text}", role="assistant", content=[OutputText(text=text, annotations=[])])
+    return Message(
+        id=OWN.setdefault(text, new_id("msg")),
+        role="assistant",
+        content=[OutputText(text=text, annotations=[])],
+    )
 
 
 def thought(text: str) -> Reasoning:
@@ -39,9 +45,15 @@ def test_the_least_recently_used_goes_first() -> None:
     assert memory.ended(b"a") == [calls[0]]
     assert memory.ended(b"b") == []
     assert memory.named("resp_a") is calls[0]
-    assert memory.named("msg_a") is calls[0]
+    assert memory.named(OWN["a"]) is calls[0]
     assert memory.named("resp_b") is None
     assert memory.tokens == 6
+
+
+def test_ids_that_a_policy_samples_itself_name_nobody() -> None:
+    sampled = FunctionCall(id=new_id("fc"), call_id="functions.add:0", name="add", arguments="{}")
+    call = ended((sampled,), None)
+    assert call.ids == {sampled.id}
 
 
 def test_what_a_kept_call_extends_is_counted_for_as_long() -> None:

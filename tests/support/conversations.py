@@ -43,7 +43,20 @@ TOOLS = [
     for name in ("add", "look_up")
 ]
 
-_KINDS = ("user", "say", "think", "call", "calls", "cut", "outputs", "foreign", "edit", "rewrite", "forget")
+_KINDS = (
+    "user",
+    "say",
+    "think",
+    "call",
+    "calls",
+    "noise",
+    "cut",
+    "outputs",
+    "foreign",
+    "edit",
+    "rewrite",
+    "forget",
+)
 _SYSTEM = ("instruct", "truncate", "summarise", "drop_thinking")
 
 
@@ -143,6 +156,10 @@ class Player:
                 return Speech(self.renderer, rng).say(self.conversation, prompt.token_ids, turn)
             except PolicyError:
                 pass
+        stop = rng.choice(sorted(self.renderer.stop_token_ids))
+        if move.kind == "noise":
+            vocabulary = sorted({*range(256, 300), *self.renderer.special.ids.values()})
+            return [*rng.choices(vocabulary, k=rng.randint(0, 9)), stop]
         ids: list[int] = []
         at = 0
         text = move.text or "ok"
@@ -152,7 +169,7 @@ class Player:
             at += size
         if move.kind == "cut":
             return ids[: rng.randint(1, len(ids))]
-        return [*ids, rng.choice(sorted(self.renderer.stop_token_ids))]
+        return [*ids, stop]
 
     def _set(self, items: list[Item]) -> None:
         self.conversation = replace(self.conversation, items=items)
