@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -143,6 +143,7 @@ class KnownCall:
         head: the key of the scope and the settings.
         whole: the key of the history.
         visible: the key of the history without thinking.
+        asked: the same, of the history before the call's output.
         response_id: the response that carried it; empty if items that a client sent told of it.
     """
 
@@ -154,6 +155,7 @@ class KnownCall:
     head: bytes
     whole: bytes
     visible: bytes
+    asked: bytes
     response_id: str = ""
 
     @property
@@ -219,6 +221,7 @@ class CallMemory:
         self._holders: dict[KnownCall, int] = {}
         self._by_key: dict[bytes, list[KnownCall]] = {}
         self._by_id: dict[str, KnownCall] = {}
+        self._asked: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -234,6 +237,7 @@ class CallMemory:
                 del alike[0]
         for name in call.ids:
             self._by_id[name] = call
+        self._asked[call.asked] += 1
         while self.tokens > self._max_tokens and len(self._order) > 1:
             oldest, _ = self._order.popitem(last=False)
             self._forget(oldest)
@@ -245,6 +249,10 @@ class CallMemory:
     def named(self, name: str) -> KnownCall | None:
         """Return the call with this response id, item id or call id."""
         return self._by_id.get(name)
+
+    def asked(self, key: bytes) -> bool:
+        """Whether a call was made after the history with this key, thinking left out."""
+        return key in self._asked
 
     def use(self, call: KnownCall) -> None:
         """Note that a call is in use, so that it is kept longer."""
@@ -277,4 +285,7 @@ class CallMemory:
         for name in call.ids:
             if self._by_id.get(name) is call:
                 del self._by_id[name]
+        self._asked[call.asked] -= 1
+        if not self._asked[call.asked]:
+            del self._asked[call.asked]
         self._release(call)

@@ -200,7 +200,7 @@ class Policy:
         self.stats.generated_tokens += len(tokens.generation_token_ids)
         self.stats.bridges += prompt.step is Step.BRIDGE
         self.stats.splices += prompt.step is Step.SPLICE
-        self.stats.forks += prompt.step is Step.FORK
+        self.stats.forks += prompt.fork is not None
         self.stats.unparsed_calls += parsed.unparsed_calls
 
 

@@ -45,7 +45,7 @@ class Prompt:
         parent: the model call that it extends; None for `START` and `FORK`.
         known_items: how many items of the history that call covers.
         fork: why it does not extend the newest model call of the history; None if it does, or if there
-            is no model call in the history.
+            is no model call in the history. It may still extend an older one.
     """
 
     token_ids: list[int]
@@ -92,6 +92,7 @@ class Prompt:
             head=keys.head,
             whole=keys.whole(keys.end),
             visible=keys.visible(keys.end),
+            asked=keys.visible(last),
             response_id=response_id,
         )
 
@@ -163,30 +164,28 @@ class _Ladder:
                 break
             known, end, doubt = self._learn(sent, position, known, end), position, None
         if known is None:
-            return self._rendered(doubt or self._why_unknown(previous))
+            changed = "the instructions, tools or template settings changed" if previous is not None else None
+            return self._rendered(changed or doubt or self._why_not_newest(0))
         self._memory.use(known)
-        if doubt is None and self._thinking == "template":
-            doubt = self._why_thinking_is_lost(known, end)
-        if doubt is not None:
-            return self._rendered(doubt)
-        return self._extended(known, end)
+        if self._thinking == "template" and self._loses_thinking(known, end):
+            return self._rendered("the chat template drops the thinking of earlier turns")
+        return self._extended(known, end, doubt or self._why_not_newest(end))
 
     def _newest_known(self, carriers: Sequence[int]) -> tuple[KnownCall | None, int, str | None]:
-        """Return the newest remembered call of the history, where it ends, and what is doubtful about it."""
+        """Return the newest remembered call of the history, where it ends, and why it isn't a newer one."""
+        doubt: str | None = None
         for end in carriers:
             found = self._remembered(end)
-            if not found:
-                continue
             sent = self._items[end - 1].tokens
             if sent is not None:
                 found = [call for call in found if _same(call.tokens, sent)]
-                if not found:
-                    continue
+            if not found:
+                continue
             call = _the_one(found, _turn_ids(self._items, end))
-            if call is None:
-                return None, 0, f"{len(found)} remembered generations read like input[{end - 1}]"
-            return call, end, None
-        return None, 0, None
+            if call is not None:
+                return call, end, doubt
+            doubt = doubt or f"{len(found)} remembered generations read like input[{end - 1}]"
+        return None, 0, doubt
 
     def _remembered(self, end: int) -> list[KnownCall]:
         """Return the calls that ended the history before `items[end]`."""
@@ -242,49 +241,50 @@ class _Ladder:
             head=self._keys.head,
             whole=self._keys.whole(position),
             visible=self._keys.visible(position),
+            asked=self._keys.visible(position - len(parsed)),
         )
         self._memory.remember(call)
         return call
 
-    def _extended(self, known: KnownCall, end: int) -> Prompt:
+    def _extended(self, known: KnownCall, end: int, fork: str | None) -> Prompt:
         ids, step, reason = _extend(known, end, self._conversation, self._renderer)
         if ids is None:
             return self._rendered(reason)
-        return Prompt(ids, self._keys, step, known, end)
+        return Prompt(ids, self._keys, step, known, end, fork)
 
     def _rendered(self, fork: str | None) -> Prompt:
         ids = self._renderer.render(self._conversation).token_ids
         return Prompt(ids, self._keys, Step.START if fork is None else Step.FORK, fork=fork)
 
-    def _why_unknown(self, previous: KnownCall | None) -> str | None:
-        """Return why no call of this history is known, although some of it was sampled here."""
-        if previous is not None:
-            return "the instructions, tools or template settings changed"
+    def _why_not_newest(self, end: int) -> str | None:
+        """Return why sampled items after `items[:end]` are not known, if there are any."""
         lost: str | None = None
-        for index in range(len(self._items) - 1, -1, -1):
+        for index in range(len(self._items) - 1, end - 1, -1):
             item = self._items[index]
             if not is_policy_item(item):
                 continue
             for name in _names(item):
                 call = self._memory.named(name)
-                if call is None:
-                    if lost is None and is_own_id(name):
-                        lost = f"input[{index}] was sampled here, but its tokens are not remembered any more"
-                    continue
-                if call.head != self._keys.head:
-                    return "the instructions, tools or template settings changed"
-                same = any(content(item) == content(own) for own in call.items)
-                where = "the history before it" if same else "it"
-                return f"input[{index}] was sampled here, and {where} was edited since"
+                if call is not None:
+                    return self._why_changed(call, index)
+                if lost is None and is_own_id(name):
+                    lost = f"input[{index}] was sampled here, but its tokens are not remembered any more"
+            follows = index > end and is_policy_item(self._items[index - 1])
+            if lost is None and not follows and self._memory.asked(self._keys.visible(index)):
+                lost = f"input[{index}] stands where the policy was asked, and is not what it said"
         return lost
 
-    def _why_thinking_is_lost(self, known: KnownCall, end: int) -> str | None:
+    def _why_changed(self, call: KnownCall, index: int) -> str:
+        if call.head != self._keys.head:
+            return "the instructions, tools or template settings changed"
+        same = any(content(self._items[index]) == content(own) for own in call.items)
+        where = "the history before it" if same else "it"
+        return f"input[{index}] was sampled here, and {where} was edited since"
+
+    def _loses_thinking(self, known: KnownCall, end: int) -> bool:
         sampled = (item for call in known.chain() for item in call.output)
-        if not any(isinstance(item, Reasoning) and item.text for item in sampled):
-            return None
-        if self._renderer.drops_thinking(self._conversation, end):
-            return "the chat template drops the thinking of earlier turns"
-        return None
+        thought = any(isinstance(item, Reasoning) and item.text for item in sampled)
+        return thought and self._renderer.drops_thinking(self._conversation, end)
 
 
 def _keys(conversation: Conversation, scope: str, previous: KnownCall | None) -> HistoryKeys:

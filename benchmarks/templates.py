@@ -26,6 +26,7 @@ from backends.memory import CallMemory
 from backends.prefix import Step, next_prompt
 from backends.rehearsal import Play, Scenario, rehearse
 from backends.rendering import TemplateRenderer
+from backends.rendering.chat import chat_messages
 from backends.rendering.renderer import Conversation
 from gym_sdk.schema import Item, Message
 from gym_sdk.tokens import CallTokens, merge_calls
@@ -138,8 +139,8 @@ INTRO = """\
 # Chat templates
 
 What becomes of a conversation under real chat templates: those that TRL carries, the tiny policy's, and one
-in the manner of Mistral's ({count} in all). Made by `python benchmarks/templates.py --write` with {versions},
-on byte-level tokenizers that hold each template's special tokens.
+in the manner of Mistral's ({count} in all), on byte-level tokenizers with each template's special tokens.
+Made by `python benchmarks/templates.py --write` with {versions}.
 
 Each cell is {rollouts} rollouts with fixed seeds. The policy says what the template itself writes for its
 turns, in tokens that are cut at random places and with JSON in odd spacing; users and tools write Unicode,
@@ -151,6 +152,8 @@ white space and text that spells special tokens. The word is the least exact ste
 - **—**: the template has no place for it: it shows no tools, writes no calls (or only one in a turn), or no
   thinking;
 - **no parser**: the template writes calls in a form that no parser here reads.
+
+Refused rollouts are those in which the template writes a drawn text so that it can't be read back.
 
 After the word stand the rollouts that break when everything is rendered again for each prompt, and those that
 fork here. `foreign`: assistant messages that the policy did not write, after its own and between users'.
@@ -183,11 +186,12 @@ def bridged(renderer: TemplateRenderer, questions: Sequence[Item], answer: list[
 
 
 def rendered(renderer: TemplateRenderer, questions: Sequence[Item], answer: list[int]) -> None:
-    """Render everything anew in each turn, and merge the calls."""
+    """Apply the chat template to everything in each turn, and merge the calls."""
     items, calls = list[Item](), list[CallTokens]()
     for question in questions:
         items.append(question)
-        prompt = renderer.render(Conversation(list(items))).token_ids
+        text = renderer.template.render(chat_messages(items), generation_prompt=True)
+        prompt = renderer.encode(text)
         items += renderer.parse(answer, prompt=prompt).items
         calls.append(CallTokens(prompt, answer, [0.0] * len(answer)))
     merge_calls(calls)

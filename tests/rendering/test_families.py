@@ -25,7 +25,6 @@ from backends.rendering.renderer import Conversation
 from gym_sdk.errors import ConfigurationError, PolicyError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput, FunctionTool, Item, Message, Reasoning
 
-
 _THINK = ("<think>", "</think>")
 _CALL = ("<tool_call>", "</tool_call>")
 _KIMI = tuple(f"<|im_{name}|>" for name in ("user", "assistant", "system", "middle", "end"))

@@ -32,7 +32,7 @@ def known(name: str, parent: KnownCall | None = None, tokens: int = 2) -> KnownC
     own = ([1] * (tokens - 1), [2], [-0.5])
     call = CallTokens(*own) if parent is None else CallTokens.extending(parent.tokens, *own)
     key = name.encode()
-    return KnownCall(call, parent, (said(name),), 1, SETTINGS, b"", key, key, f"resp_{name}")
+    return KnownCall(call, parent, (said(name),), 1, SETTINGS, b"", key, key, b"", f"resp_{name}")
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -92,7 +92,9 @@ def test_calls_that_end_alike_are_all_found_up_to_a_limit() -> None:
     memory = CallMemory()
     for number in range(100):
         call = known(str(number))
-        memory.remember(KnownCall(call.tokens, None, call.items, 1, SETTINGS, b"", b"k", b"k", f"r{number}"))
+        memory.remember(
+            KnownCall(call.tokens, None, call.items, 1, SETTINGS, b"", b"k", b"k", b"", f"r{number}")
+        )
     found = memory.ended(b"k")
     assert len(found) == 64
     assert found[-1].response_id == "r99"
@@ -133,7 +135,7 @@ def test_keys_go_on_where_others_ended() -> None:
 def ended(items: tuple[Item, ...], parent: KnownCall | None) -> KnownCall:
     own = ([1], [2], [-1.0])
     tokens = CallTokens(*own) if parent is None else CallTokens.extending(parent.tokens, *own)
-    return KnownCall(tokens, parent, items, len(items), SETTINGS, b"", b"", b"")
+    return KnownCall(tokens, parent, items, len(items), SETTINGS, b"", b"", b"", b"")
 
 
 def test_a_history_agrees_with_missing_thinking_only() -> None:

@@ -190,6 +190,42 @@ async def test_an_edited_history_forks_and_says_why(
     assert extends(third, second)
 
 
+@pytest.mark.parametrize("ids", [True, False])
+async def test_a_later_turn_that_was_edited_forks_from_the_one_before(make_policy: Any, ids: bool) -> None:
+    policy = make_policy("yes<|im_end|>", "ok<|im_end|>", "fine<|im_end|>", "good<|im_end|>")
+    drop = () if ids else ("id",)
+    first = await ask(policy, [USER])
+    second = await ask(policy, [USER, *echo(first, *drop), GO_ON])
+    changed = echo(second, *drop)
+    changed[0]["content"][0]["text"] = "edited"
+    history = [USER, *echo(first, *drop), GO_ON, *changed, GO_ON]
+    third = await ask(policy, history)
+    assert third.fork == (
+        "input[3] was sampled here, and it was edited since"
+        if ids
+        else "input[3] stands where the policy was asked, and is not what it said"
+    )
+    assert extends(third, first)  # what was sampled before it is still not tokenized again
+    assert policy.stats.forks == 1
+    calls = [response.tokens for response in (first, second, third) if response.tokens is not None]
+    assert len(merge_calls(calls)) == 2
+    report = TokenReport.of(calls, reasons=[None, None, third.fork])
+    assert (len(report.forks), report.unreported_forks) == (1, 0)
+    fourth = await ask(policy, [*history, *echo(third, *drop), GO_ON])
+    assert (extends(fourth, third), fourth.fork) == (True, None)
+
+
+async def test_tokens_that_are_not_proven_fork_from_what_is(make_policy: Any) -> None:
+    policy = make_policy("yes<|im_end|>", "ok<|im_end|>", "fine<|im_end|>")
+    first = await ask(policy, [USER])
+    second = await ask(policy, [USER, *echo(first, form="item"), GO_ON])
+    wrong = echo(second, "id", form="item")
+    wrong[0]["content"][0]["text"] = "edited"
+    third = await ask(policy, [USER, *echo(first, form="item"), GO_ON, *wrong, GO_ON])
+    assert "the generation does not read as the items" in str(third.fork)
+    assert extends(third, first)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"instructions": "Be brief."}, {"chat_template_kwargs": {"enable_thinking": False}}],
