@@ -19,9 +19,11 @@ class TokenWatch:
 
     Attributes:
         patience: rollouts with tools on offer, and no call, before the warning.
+        least_unparsed: pieces of tool-call markup that did not parse, and more than did, before the warning.
     """
 
     patience: int = 32
+    least_unparsed: int = 8
     rollouts: int = 0
     model_calls: int = 0
     tool_rollouts: int = 0
@@ -50,11 +52,13 @@ class TokenWatch:
                 "is the server's parser the right one (`gym-sdk check MODEL`)?",
                 self.tool_rollouts,
             )
-        if self.unparsed_calls:
+        if self.unparsed_calls >= self.least_unparsed and self.unparsed_calls > self.tool_calls:
             self._warn(
                 "markup",
-                "tool-call markup did not parse and stayed text (%d so far); see `rollout.token_report()`",
+                "most tool-call markup does not parse and stays text (%d pieces, against %d calls); is the "
+                "server's parser the right one (`gym-sdk check MODEL`)?",
                 self.unparsed_calls,
+                self.tool_calls,
             )
         if self.unreported_forks:
             self._warn(

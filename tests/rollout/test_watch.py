@@ -49,9 +49,17 @@ def test_rollouts_without_tools_or_calls_do_not_count(caplog: pytest.LogCaptureF
 def test_markup_and_drift_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch()
     watch.add(rollout(unparsed_calls=2.0, forks=1.0, unreported_forks=1.0, lost_states=1.0))
+    watch.add(rollout(unparsed_calls=6.0))
     watch.add(rollout(unparsed_calls=1.0))
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["tool-call", "a"]
-    assert watch.metrics() == {"forks": 1, "unreported_forks": 1, "unparsed_calls": 3, "lost_states": 1}
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["a", "most"]
+    assert watch.metrics() == {"forks": 1, "unreported_forks": 1, "unparsed_calls": 9, "lost_states": 1}
+
+
+def test_a_few_calls_that_do_not_parse_are_a_policys_own(caplog: pytest.LogCaptureFixture) -> None:
+    watch = TokenWatch()
+    for _ in range(100):
+        watch.add(rollout(unparsed_calls=1.0, tool_calls=3.0))
+    assert caplog.records == []
 
 
 @tool
