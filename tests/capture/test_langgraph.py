@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from support.capturing import Serve
 
 from gym_sdk import GymClient, Outcome, Task
 
-graphs: Any = pytest.importorskip("langgraph.graph")
-prebuilt: Any = pytest.importorskip("langgraph.prebuilt")
-models: Any = pytest.importorskip("langchain_openai")
-langchain_tools: Any = pytest.importorskip("langchain_core.tools")
+graphs: Any = import_module("langgraph.graph")
+prebuilt: Any = import_module("langgraph.prebuilt")
+models: Any = import_module("langchain_openai")
+langchain_tools: Any = import_module("langchain_core.tools")
 
 pytestmark = pytest.mark.asyncio
 

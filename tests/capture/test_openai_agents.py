@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gym_sdk.capture import CaptureSession
 from gym_sdk.schema import Truncation
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
-agents: Any = pytest.importorskip("agents")
+agents: Any = import_module("agents")
 
 pytestmark = pytest.mark.asyncio
 

@@ -51,7 +51,8 @@ def test_same_seed_same_questions() -> None:
     ],
 )
 def test_the_wording_is_that_of_reasoning_gym(family, ask, ours, settings) -> None:  # type: ignore[no-untyped-def]
-    reasoning_gym = pytest.importorskip("reasoning_gym")
+    import reasoning_gym
+
     entries = list(
         reasoning_gym.create_dataset(family, size=600, seed=3, min_terms=2, min_digits=1, **settings)
     )
