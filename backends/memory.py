@@ -69,10 +69,12 @@ class HistoryKeys:
         whole: the key of the items before `start`.
         visible: the same, without thinking.
         start: the first n for which there is a key.
+        scope: the scope that `head` covers.
     """
 
-    def __init__(self, head: bytes, whole: bytes, visible: bytes, start: int = 0) -> None:
+    def __init__(self, head: bytes, whole: bytes, visible: bytes, start: int = 0, scope: str = "") -> None:
         self.head = head
+        self.scope = scope
         self.start = start
         self._whole = [whole]
         self._visible = [visible]
@@ -94,7 +96,7 @@ class HistoryKeys:
     def of(cls, conversation: Conversation, scope: str = "") -> HistoryKeys:
         """Return the keys of a conversation."""
         key = head_key(conversation, scope)
-        keys = cls(key, key, key)
+        keys = cls(key, key, key, scope=scope)
         keys.extend(conversation.items)
         return keys
 
@@ -145,6 +147,7 @@ class KnownCall:
         visible: the key of the history without thinking.
         asked: the same, of the history before the call's output.
         response_id: the response that carried it; empty if items that a client sent told of it.
+        scope: what the head's scope is.
     """
 
     tokens: CallTokens
@@ -157,6 +160,7 @@ class KnownCall:
     visible: bytes
     asked: bytes
     response_id: str = ""
+    scope: str = ""
 
     @property
     def output(self) -> tuple[Item, ...]:
@@ -222,6 +226,7 @@ class CallMemory:
         self._by_key: dict[bytes, list[KnownCall]] = {}
         self._by_id: dict[str, KnownCall] = {}
         self._asked: Counter[bytes] = Counter()
+        self._said: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -238,6 +243,7 @@ class CallMemory:
         for name in call.ids:
             self._by_id[name] = call
         self._asked[call.asked] += 1
+        self._said.update(_sayings(call))
         while self.tokens > self._max_tokens and len(self._order) > 1:
             oldest, _ = self._order.popitem(last=False)
             self._forget(oldest)
@@ -253,6 +259,13 @@ class CallMemory:
     def asked(self, key: bytes) -> bool:
         """Whether a call was made after the history with this key, thinking left out."""
         return key in self._asked
+
+    def said(self, item: Item, scope: str) -> bool:
+        """Whether an item says what was sampled in this scope; always False without a scope.
+
+        All clients share the empty scope, so that equal words say nothing there.
+        """
+        return bool(scope) and _saying(item, scope) in self._said
 
     def use(self, call: KnownCall) -> None:
         """Note that a call is in use, so that it is kept longer."""
@@ -286,6 +299,20 @@ class CallMemory:
             if self._by_id.get(name) is call:
                 del self._by_id[name]
         self._asked[call.asked] -= 1
-        if not self._asked[call.asked]:
-            del self._asked[call.asked]
+        self._said.subtract(_sayings(call))
+        for counter in (self._asked, self._said):
+            for key in [call.asked, *_sayings(call)]:
+                if counter.get(key) == 0:
+                    del counter[key]
         self._release(call)
+
+
+def _sayings(call: KnownCall) -> list[bytes]:
+    """Return keys of what a call in a scope said, thinking left out."""
+    if not call.scope:
+        return []
+    return [_saying(item, call.scope) for item in call.output if not isinstance(item, Reasoning)]
+
+
+def _saying(item: Item, scope: str) -> bytes:
+    return _digest(to_json((scope, content(item))))

@@ -81,7 +81,9 @@ class Prompt:
         """
         new = [item.without_tokens() for item in conversation.items[self.known_items :]]
         last = self.keys.end
-        keys = HistoryKeys(self.keys.head, self.keys.whole(last), self.keys.visible(last), last)
+        keys = HistoryKeys(
+            self.keys.head, self.keys.whole(last), self.keys.visible(last), last, self.keys.scope
+        )
         keys.extend(output)
         return KnownCall(
             tokens=tokens,
@@ -93,6 +95,7 @@ class Prompt:
             whole=keys.whole(keys.end),
             visible=keys.visible(keys.end),
             asked=keys.visible(last),
+            scope=keys.scope,
             response_id=response_id,
         )
 
@@ -242,6 +245,7 @@ class _Ladder:
             whole=self._keys.whole(position),
             visible=self._keys.visible(position),
             asked=self._keys.visible(position - len(parsed)),
+            scope=self._keys.scope,
         )
         self._memory.remember(call)
         return call
@@ -272,6 +276,8 @@ class _Ladder:
             follows = index > end and is_policy_item(self._items[index - 1])
             if lost is None and not follows and self._memory.asked(self._keys.visible(index)):
                 lost = f"input[{index}] stands where the policy was asked, and is not what it said"
+            if lost is None and self._memory.said(item, self._keys.scope):
+                lost = f"input[{index}] was sampled here, and what stood before it changed"
         return lost
 
     def _why_changed(self, call: KnownCall, index: int) -> str:
@@ -296,7 +302,7 @@ def _keys(conversation: Conversation, scope: str, previous: KnownCall | None) ->
     if head != previous.head:
         return HistoryKeys.of(conversation, scope)
     start = sum(len(call.items) for call in previous.chain())
-    keys = HistoryKeys(head, previous.whole, previous.visible, start)
+    keys = HistoryKeys(head, previous.whole, previous.visible, start, scope)
     keys.extend(conversation.items[start:])
     return keys
 
