@@ -13,6 +13,7 @@ from torch import Tensor
 from gym_sdk.errors import DatasetError
 from gym_sdk.grpo.loss import LossStats
 from gym_sdk.grpo.selection import Selection
+from gym_sdk.rollout.watch import TokenWatch
 from gym_sdk.schema import Group, Outcome
 from gym_sdk.tokens import TokenSequence
 
@@ -23,8 +24,10 @@ def rollout_metrics(groups: Sequence[Group], selection: Selection) -> dict[str, 
     """Describe a step's rollouts.
 
     Means, deviations and percentiles are over the rollouts that have a reward (`valid`), and absent if none
-    has. `prompt_tokens` are all tokens of their rows that were not sampled (task, tool outputs);
-    `forks` are rows beyond one per rollout.
+    has. `prompt_tokens` are all tokens of their rows that were not sampled (task, tool outputs).
+    `extra_rows` are rows beyond one per rollout; `forks` are prompts that did not extend what was sampled, of
+    which `unreported_forks` came without the server's word, and `unparsed_calls` pieces of tool-call markup
+    that stayed text.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     valid = [rollout for rollout in rollouts if rollout.ok]
@@ -39,7 +42,8 @@ def rollout_metrics(groups: Sequence[Group], selection: Selection) -> dict[str, 
         "groups_dropped": len(groups) - len(selection.groups),
         "groups_no_variance": selection.no_variance,
         "groups_too_few": selection.too_few,
-        "forks": selection.forks,
+        "extra_rows": selection.extra_rows,
+        **TokenWatch.of(rollouts).metrics(),
         "prompt_tokens": selection.prompt_tokens,
         "generated_tokens": sum(selection.generated),
         "trained_tokens": sum(row.trained_tokens for row in selection.trained_rows),

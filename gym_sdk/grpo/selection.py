@@ -22,7 +22,7 @@ class Selection:
         no_variance: groups dropped because their rewards are all equal.
         too_few: groups dropped because too few of their rollouts have a reward.
         rows: rows of all rollouts with a reward, dropped groups included.
-        forks: rows beyond one per rollout.
+        extra_rows: rows beyond one per rollout.
         generated: sampled tokens of each rollout with a reward.
         prompt_tokens: tokens in all rows that were not sampled.
     """
@@ -31,7 +31,7 @@ class Selection:
     no_variance: int = 0
     too_few: int = 0
     rows: int = 0
-    forks: int = 0
+    extra_rows: int = 0
     generated: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
 
@@ -67,7 +67,7 @@ def select_rows(groups: Sequence[Group], config: GRPOConfig, *, vocab_size: int)
                 continue
             sequences = rollout.sequences()
             selection.rows += len(sequences)
-            selection.forks += max(0, len(sequences) - 1)
+            selection.extra_rows += max(0, len(sequences) - 1)
             selection.generated.append(sum(row.trained_tokens for row in sequences))
             selection.prompt_tokens += sum(len(row) - row.trained_tokens for row in sequences)
             for row in sequences:

@@ -35,6 +35,22 @@ def pass_at_k(correct: int, total: int, k: int) -> float:
     return 1.0 - math.comb(total - correct, k) / math.comb(total, k)
 
 
+def _token_numbers(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return rows, forks and the trained share of the rollouts whose model calls all carry tokens."""
+    reports = [
+        rollout.token_report()
+        for rollout in rollouts
+        if rollout.model_calls and all(call.tokens is not None for call in rollout.model_calls)
+    ]
+    numbers = TokenWatch.of(rollouts).metrics()
+    if reports:
+        generated = sum(report.generated_tokens for report in reports)
+        trained = sum(report.trained_tokens for report in reports)
+        numbers["sequences"] = sum(report.sequences for report in reports)
+        numbers["trained_share"] = trained / generated if generated else 1.0
+    return numbers
+
+
 @dataclass(slots=True, repr=False)
 class Collection:
     """The result of `client.collect`."""
@@ -111,7 +127,7 @@ class Collection:
             "tool_calls": sum(rollout.metrics.get("tool_calls", 0.0) for rollout in rollouts),
             "tool_errors": sum(rollout.metrics.get("tool_errors", 0.0) for rollout in rollouts),
             "generated_tokens": generated,
-            **TokenWatch.of(rollouts).metrics(),
+            **_token_numbers(rollouts),
             "duration_s": self.duration_s,
         }
         largest = max((len(group.rewards) for group in self.groups), default=0)

@@ -77,7 +77,7 @@ def test_every_row_of_a_forked_rollout_gets_its_advantage(make_rollout: Make) ->
         ("a/1", -0.5),
         ("a/1", -0.5),
     ]
-    assert selection.forks == 2
+    assert selection.extra_rows == 2
     assert selection.generated == [6, 6]
     assert selection.prompt_tokens == 2 * (3 + 3)
 
@@ -110,6 +110,7 @@ def test_metrics_describe_the_rollouts(make_rollout: Make) -> None:
     task = Task("x", id="b")
     truncated = make_rollout(task, 0, calls=[CALL, LATER], reward=0.5, outcome=Outcome.TRUNCATED)
     cancelled = make_rollout(task, 1, outcome=Outcome.CANCELLED)
+    truncated.metrics |= {"forks": 2.0, "unreported_forks": 1.0, "unparsed_calls": 3.0}
     groups = [group(make_rollout, 1.0, 0.0, None), Group(task=task, rollouts=[truncated, cancelled])]
     metrics = rollout_metrics(groups, select_rows(groups, GRPOConfig(), vocab_size=10))
     assert metrics == pytest.approx(
@@ -124,7 +125,11 @@ def test_metrics_describe_the_rollouts(make_rollout: Make) -> None:
             "groups_dropped": 1,
             "groups_no_variance": 0,
             "groups_too_few": 1,
-            "forks": 0,
+            "extra_rows": 0,
+            "forks": 2,
+            "unreported_forks": 1,
+            "unparsed_calls": 3,
+            "lost_states": 0,
             "prompt_tokens": 2 + 2 + 3,
             "generated_tokens": 3 + 3 + 4,
             "trained_tokens": 6,
