@@ -46,7 +46,9 @@ def test_a_template_that_can_everything_is_quiet(
 
 
 def test_calls_that_no_parser_reads_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    renderer = load_renderer(model(tmp_path, "gemma4_v5"), RenderingConfig(renderer="template"))
+    renderer = load_renderer(
+        model(tmp_path, "gemma4_v5"), RenderingConfig(renderer="template", parser="none")
+    )
     assert isinstance(renderer, TemplateRenderer)
     assert "tools" in caplog.text
     assert "parser" in caplog.text
@@ -54,8 +56,10 @@ def test_calls_that_no_parser_reads_are_warned_of(tmp_path: Path, caplog: pytest
 
 def test_a_family_stands_in_where_the_template_cannot(tmp_path: Path) -> None:
     folder = model(tmp_path, "gemma4", _name_or_path="google/gemma-4-E2B-it")
-    assert isinstance(load_renderer(folder, RenderingConfig()), FamilyRenderer)
-    assert isinstance(load_renderer(folder, RenderingConfig(renderer="template")), TemplateRenderer)
+    assert isinstance(load_renderer(folder, RenderingConfig(parser="none")), FamilyRenderer)
+    template = RenderingConfig(renderer="template", parser="none")
+    assert isinstance(load_renderer(folder, template), TemplateRenderer)
+    assert isinstance(load_renderer(folder, RenderingConfig()), TemplateRenderer)  # our own parser reads them
 
 
 def test_a_fine_tuned_model_with_another_template_is_not_taken_for_its_base(tmp_path: Path) -> None:
@@ -64,7 +68,7 @@ def test_a_fine_tuned_model_with_another_template_is_not_taken_for_its_base(tmp_
     )
     assert other != trl_templates()["gemma4"]
     folder = model(tmp_path, "gemma4", template=other, _name_or_path="google/gemma-4-E2B-it")
-    assert isinstance(load_renderer(folder, RenderingConfig()), TemplateRenderer)
+    assert isinstance(load_renderer(folder, RenderingConfig(parser="none")), TemplateRenderer)
 
 
 def test_without_the_package_the_template_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +76,7 @@ def test_without_the_package_the_template_serves(tmp_path: Path, monkeypatch: py
     for module in [name for name in sys.modules if name.partition(".")[0] == "renderers"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "renderers", None)
-    assert isinstance(load_renderer(folder, RenderingConfig()), TemplateRenderer)
+    assert isinstance(load_renderer(folder, RenderingConfig(parser="none")), TemplateRenderer)
     with pytest.raises(ConfigurationError, match=r"gym-sdk\[renderers\]"):
         load_renderer(folder, RenderingConfig(renderer="gemma4"))
 
@@ -108,7 +112,8 @@ def test_the_check_command_tells_what_works(
     assert "parser hermes, turns end with <|im_end|>" in shown
     assert "parallel   bridge" in shown
     folder = model(tmp_path, "gemma4")
-    assert main(["check", str(folder)]) == 1
+    assert main(["check", str(folder)]) == 0
+    assert main(["check", str(folder), "--parser", "none"]) == 1
     assert "problem: tools" in capsys.readouterr().out
     assert main(["check", str(folder), "--renderer", "gemma4"]) == 1
     assert "--renderer template" in capsys.readouterr().err

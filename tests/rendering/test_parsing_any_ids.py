@@ -32,8 +32,19 @@ WORDS = (
     '{"a": "\\ud800"}',
     "[" * 2_000,
     "\n```json\n{}\n```",
+    "call:f{a:1,b:",
+    '},"c":[true,None]}',
+    "thought\n",
+    " to=f",
+    "assistant to=self",
+    '<atem:function_calls>\n<atem:invoke name="f">\n<atem:parameter name="a">1</atem:parameter>\n',
+    "</atem:invoke>\n</atem:function_calls>",
+    '<invoke name="f"><parameter name="a">',
+    "</parameter></invoke>",
     " ",
 )
+ADDRESSED = ("gpt_oss", "atem")
+"""Formats of messages: the markup around their texts is dropped."""
 TOOLS = [FunctionTool(name="f", parameters={"properties": {"a": {"type": "string"}}})]
 
 
@@ -88,7 +99,7 @@ def test_any_ids(name: str, special: bool, data: st.DataObject) -> None:
     for kind, *content in shown(first.items):
         if kind != "call":
             place = _find(text, content[0], place)
-    if not any(kind in ("call", "think") for kind, *_ in shown(first.items)) and name != "gpt_oss":
+    if not any(kind in ("call", "think") for kind, *_ in shown(first.items)) and name not in ADDRESSED:
         assert bare("".join(content[0] for _, *content in shown(first.items))) == bare(text)
 
 

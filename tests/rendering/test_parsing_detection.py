@@ -8,8 +8,11 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.markup import MARKS, THINK
 from support.parsed import shown
+from support.template_tokenizers import renderers
 from support.templates import trl_templates
 from support.trained import byte_level_tokenizer
 
@@ -17,7 +20,9 @@ from backends.rendering.parsing import detect_parser, make_parser
 from gym_sdk.schema import FunctionCall, FunctionTool
 
 DETECTED = {
+    "atem": ("muse_glimmer",),
     "deepseek_v3": ("deepseek_r1_distill", "deepseekv3"),
+    "gemma4": ("diffusion_gemma", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"),
     "glm45": ("glm4moe",),
     "gpt_oss": ("gptoss",),
     "hermes": ("qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_vl"),
@@ -33,22 +38,15 @@ DETECTED = {
         "qwen3_6",
         "qwen3_8",
     ),
-    # These take no tools, or write calls in formats of their own (Gemma 4, Muse Glimmer).
+    # These take no tools.
     "none": (
         "cohere",
         "cohere2",
-        "diffusion_gemma",
         "gemma",
         "gemma3",
-        "gemma4",
-        "gemma4_v2",
-        "gemma4_v3",
-        "gemma4_v4",
-        "gemma4_v5",
         "idefics3",
         "llama3",
         "llava_next",
-        "muse_glimmer",
         "phi3",
         "phi3_5",
         "qwen2_5_vl",
@@ -65,6 +63,8 @@ SPECIAL = (
     "<|end_header_id|>",
     "<|assistant|>",
     "<|user|>",
+    *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
+    *("<|tool_response>", "<tool_response|>", "<|eom|>"),
 )
 PARAMETERS = {
     "type": "object",
@@ -93,6 +93,9 @@ def test_real_templates(name: str) -> None:
         ("{{ tools }}", ("[TOOL_CALLS]",), "mistral"),
         ("{{ tools }}[TOOL_CALLS]", (), "mistral"),
         ("{{ tools }}<|tool_calls_section_begin|>", (), "kimi_k2"),
+        ("{{ tools }}<minimax:tool_call>", (), "minimax_m2"),
+        ("{{ tools }}", ("<minimax:tool_call>",), "minimax_m2"),
+        ("{{ tools }}", ("<|tool_call>", "<tool_call|>", '<|"|>'), "gemma4"),
         ({"default": "x", "tool_use": '<tool_call>{"name": 1}</tool_call>'}, (), "hermes"),
         ({"default": "<|python_tag|>"}, (), "llama3_json"),
     ],
@@ -147,4 +150,46 @@ def _eos(name: str) -> str:
         return "<｜end▁of▁sentence｜>"
     if name.startswith("llama"):
         return "<|eot_id|>"
-    return {"gptoss": "<|call|>", "glm4moe": "<|user|>"}.get(name, "<|im_end|>")
+    if "gemma" in name:
+        return "<turn|>" if name == "gemma4_v2" else "<|tool_response>"
+    closing = {"gptoss": "<|call|>", "glm4moe": "<|user|>", "muse_glimmer": "<|eot|>"}
+    return closing.get(name, "<|im_end|>")
+
+
+KEYS = st.from_regex(r"[A-Za-z_][\w .-]{0,8}(?<! )", fullmatch=True)
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_CALLS if EXPECTED[name] in ("atem", "gemma4")])
+@settings(deadline=None)  # the first example makes the renderers
+@given(calls=st.lists(st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=3))
+def test_any_arguments_come_back(name: str, calls: list[dict[str, Any]]) -> None:
+    renderer = renderers()[name]
+    properties = {key: {"type": _type_of(value)} for call in calls for key, value in call.items()}
+    tool = FunctionTool(name="f", parameters={"type": "object", "properties": properties})
+    question = {"role": "user", "content": "."}
+    answer = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "id": f"call0000{index}", "function": {"name": "f", "arguments": call}}
+            for index, call in enumerate(calls)
+        ],
+    }
+    prompt = renderer.template.render([question], generation_prompt=True)
+    whole = renderer.template.render([question, answer])
+    assert whole.startswith(prompt)
+    ids = renderer.encode(whole.removeprefix(prompt).rstrip("\n"))
+    output = renderer.parse(ids, prompt=renderer.encode(prompt), tools=[tool])
+    assert all(isinstance(item, FunctionCall) for item in output.items), shown(output.items)
+    found = [json.loads(item.arguments) for item in output.items if isinstance(item, FunctionCall)]
+    assert found == calls
+    assert output.unparsed_calls == 0
+
+
+def _type_of(value: Any) -> str:
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds.get(type(value), "null")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.characters import EOS, CharacterTokens
+from support.generations import CASES
 from support.markup import MARKS, THINK
 from support.parsed import shown
 
@@ -50,6 +51,17 @@ def short(text: str) -> str:
         "|arg|": "<|tool_call_argument_begin|>",
         "«P": "<|tool_call_start|>",
         "P»": "<|tool_call_end|>",
+        "«G": "<|tool_call>call:",
+        "G»": "<tool_call|>",
+        "«A": "<atem:function_calls>",
+        "A»": "</atem:function_calls>",
+        "«M": "<minimax:tool_call>",
+        "M»": "</minimax:tool_call>",
+        "<p:": "<atem:parameter name=",
+        "</p:": "</atem:parameter",
+        "<i:": "<atem:invoke name=",
+        "</i:": "</atem:invoke",
+        "~": '<|"|>',
     }.items():
         text = text.replace(brief, mark)
     return text
@@ -62,134 +74,6 @@ def run(name: str, text: str, *, special: bool = True, stop: bool = True) -> Par
     return parser.parse(tokens.encode(text) + [EOS] * stop, tools=TOOLS)
 
 
-CASES: list[tuple[str, str, list[tuple[str, ...]]]] = [
-    # qwen3_coder: types by the schema, text around and between
-    (
-        "qwen3_coder",
-        "a <tool_call>\n<function=f>\n<parameter=s>\n 12 \n</parameter>\n<parameter=i>\n12\n</parameter>\n"
-        "</function>\n</tool_call> b <tool_call><function=g></function></tool_call> c",
-        [
-            ("text", "a "),
-            ("call", "f", '{"s": " 12 ", "i": 12}'),
-            ("text", " b "),
-            ("call", "g", "{}"),
-            ("text", " c"),
-        ],
-    ),
-    (
-        "qwen3_coder",
-        "<tool_call><function=f><parameter=o>\nnull\n</parameter><parameter=o>\n7\n</parameter>"
-        "<parameter=u>2</parameter><parameter=p>{x}</parameter><parameter=n>1.10</parameter>"
-        "<parameter=b>True</parameter></function></tool_call>",
-        [("call", "f", '{"o": null, "o": "7", "u": "2", "p": "{x}", "n": 1.10, "b": true}')],
-    ),
-    (
-        "qwen3_coder",
-        "<tool_call><function=f><parameter=s>a</parameter> <b>\n\n</parameter></function></tool_call>",
-        [("call", "f", '{"s": "a</parameter> <b>\\n"}')],
-    ),
-    (
-        "qwen3_coder",
-        '<tool_call><function=other><parameter=k>{"a": [1]}</parameter><parameter=l>NaN</parameter>'
-        "</function></tool_call>",
-        [("call", "other", '{"k": {"a": [1]}, "l": "NaN"}')],
-    ),
-    # glm45
-    (
-        "glm45",
-        "x\n<tool_call>f\n<arg_key>s</arg_key>\n<arg_value> 1\n</arg_value>\n<arg_key>i</arg_key>\n"
-        "<arg_value>1</arg_value>\n</tool_call>",
-        [("text", "x\n"), ("call", "f", '{"s": " 1\\n", "i": 1}')],
-    ),
-    (
-        "glm45",
-        "<tool_call>g</tool_call><tool_call>f<arg_key>s</arg_key><arg_value></arg_value></tool_call>",
-        [("call", "g", "{}"), ("call", "f", '{"s": ""}')],
-    ),
-    # llama3_json
-    (
-        "llama3_json",
-        '{"name": "f", "parameters": {"a": {"b": 1.0}}}',
-        [("call", "f", '{"a": {"b": 1.0}}')],
-    ),
-    (
-        "llama3_json",
-        '<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "arguments": {"x": null}} done',
-        [("call", "f", "{}"), ("call", "g", '{"x": null}'), ("text", " done")],
-    ),
-    ("llama3_json", '{"name": "f", "parameters": {}}; so', [("call", "f", "{}"), ("text", "; so")]),
-    ("llama3_json", '{"name": "f", "parameters": {}} ;', [("call", "f", "{}")]),
-    ("llama3_json", '<|python_tag|>search.call(query="é")', [("call", "search", '{"query": "é"}')]),
-    ("llama3_json", '{"name": "Bob", "age": 3}', [("text", '{"name": "Bob", "age": 3}')]),
-    ("llama3_json", 'see {"name": "f", "parameters": {}}', [("text", 'see {"name": "f", "parameters": {}}')]),
-    # pythonic
-    (
-        "pythonic",
-        "a «P[f(a=-1, b='x', c=[True, None, (1,)]), g.h(d={'k': false})]P» b",
-        [
-            ("text", "a "),
-            ("call", "f", '{"a": -1, "b": "x", "c": [true, null, [1]]}'),
-            ("call", "g.h", '{"d": {"k": false}}'),
-            ("text", " b"),
-        ],
-    ),
-    ("pythonic", "«Pf()P»", [("call", "f", "{}")]),
-    ("pythonic", r"«P[f(p='C:\d', u='\ud800')]P»", [("call", "f", r'{"p": "C:\\d", "u": "\ud800"}')]),
-    # mistral
-    (
-        "mistral",
-        'a [TOOL_CALLS] [{"name": "f", "arguments": {"a":  1}}, {"name": "g", "arguments": {}}] b',
-        [("text", "a "), ("call", "f", '{"a":  1}'), ("call", "g", "{}"), ("text", " b")],
-    ),
-    (
-        "mistral",
-        '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]abcdefgh1[ARGS]{"b": {}} after',
-        [("call", "f", '{"a": 1}'), ("call", "g", '{"b": {}}'), ("text", " after")],
-    ),
-    ("mistral", '[TOOL_CALLS]f{"a": "]"}', [("call", "f", '{"a": "]"}')]),
-    (
-        "mistral",
-        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "[ARGS]"}}]',
-        [("call", "f", '{"a": "[ARGS]"}')],
-    ),
-    ("mistral", "[THINK]hm[TOOL_CALLS][/THINK]yes", [("think", "hm[TOOL_CALLS]"), ("text", "yes")]),
-    # deepseek_v3
-    (
-        "deepseek_v3",
-        'a«D«dfunction|sep|f\n```json\n{"a": "```"}\n```d»\n«dfunction|sep|g\n```json\n{}\n```d»D»b',
-        [("text", "a"), ("call", "f", '{"a": "```"}'), ("call", "g", "{}"), ("text", "b")],
-    ),
-    ("deepseek_v3", '«D«df|sep|{"a": 1}d»«dg|sep|d»D»', [("call", "f", '{"a": 1}'), ("call", "g", "{}")]),
-    # kimi_k2
-    (
-        "kimi_k2",
-        'a«K«kfunctions.f:0|arg|{"a": 1}k»«kfunctions.g.h:1|arg|{}k»K»b',
-        [("text", "a"), ("call", "f", '{"a": 1}'), ("call", "g.h", "{}"), ("text", "b")],
-    ),
-    # gpt_oss
-    (
-        "gpt_oss",
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>Let me see."
-        "<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
-        '{"a":  1}<|call|>',
-        [("think", "hm"), ("text", "Let me see."), ("call", "f", '{"a":  1}')],
-    ),
-    (
-        "gpt_oss",
-        "<|channel|>commentary to=functions.f<|constrain|>json<|message|>{}<|end|>"
-        "<|start|>assistant to=functions.g<|channel|>commentary<|message|><|call|>"
-        "<|start|>assistant<|channel|>final<|message|>done<|return|>",
-        [("call", "f", "{}"), ("call", "g", "{}"), ("text", "done")],
-    ),
-    ("gpt_oss", "<|channel|>analysis<|message|>cut", [("think", "cut")]),
-    ("gpt_oss", "<|channel|>analysis", [("text", "<|channel|>analysis")]),
-    ("gpt_oss", "no harmony at all", [("text", "no harmony at all")]),
-    (
-        "gpt_oss",
-        "<|channel|>final<|message|>a<|end|><|start|>user<|message|>b<|end|>c",
-        [("text", "a"), ("text", "<|start|>user<|message|>b<|end|>c")],
-    ),
-]
 BROKEN: list[tuple[str, str]] = [
     ("qwen3_coder", "<tool_call><function=f><parameter=s>1</parameter>"),
     ("qwen3_coder", "<tool_call><function=f><parameter=s>1</function></tool_call>"),
@@ -221,6 +105,37 @@ BROKEN: list[tuple[str, str]] = [
     ("kimi_k2", "«K«kfunctions.f:0|arg|" + "[" * 100_000 + "k»K»"),
     ("gpt_oss", "<|channel|>commentary to=functions.f<|message|>{oops}<|call|>"),
     ("gpt_oss", '<|channel|>commentary to=functions.f<|message|>{"a": 1'),
+    ("gemma4", "«Gf{a:1"),
+    ("gemma4", "«Gf{a:1}"),
+    ("gemma4", "«Gf{a:1}}G»"),
+    ("gemma4", "«Gf{a:1,}G»"),
+    ("gemma4", "«Gf{a}G»"),
+    ("gemma4", "«Gf{a:word}G»"),
+    ("gemma4", "«Gf{a:NaN}G»"),
+    ("gemma4", "«Gf{a:01}G»"),
+    ("gemma4", "«Gf{a:" + "1" * 5_000 + "}G»"),
+    ("gemma4", "«Gf{a:~x}G»"),
+    ("gemma4", "«Gf{a:~x~y}G»"),
+    ("gemma4", '«Gf{a:"b ~,c:~"}G»'),
+    ("gemma4", '«Gf{a:"b}G»'),
+    ("gemma4", '«Gf{a:"\\x"}G»'),
+    ("gemma4", "«Gf{a:[1 2]}G»"),
+    ("gemma4", "«Gf{a,b:1}G»"),
+    ("gemma4", "«Gf{a:<|channel>}G»"),
+    ("gemma4", "«Gf[1]G»"),
+    ("gemma4", "«G{}G»"),
+    ("gemma4", "<|tool_call>G»"),
+    ("gemma4", "«Gf{a:" + "[" * 100_000 + "G»"),
+    ("gemma4", "«Gf{a:" + "[" * 100 + "]" * 100 + "}G»"),
+    ("atem", " to=f<|message|>{}<|eot|>"),
+    ("atem", ' to=f<|message|>«A<i:"f"><p:"a">1'),
+    ("atem", ' to=f<|message|>so «A<i:"f"><p:"a">1</p:></i:>'),
+    ("atem", ' to=f<|message|>«A<i:"f">1</i:>A»'),
+    ("atem", " to=f<|message|>«AA»"),
+    ("minimax_m2", '«M<invoke name="f"></invoke>'),
+    ("minimax_m2", '«M<invoke name="f"><parameter name="s">1</invoke>M»'),
+    ("minimax_m2", "«MM»"),
+    ("minimax_m2", '«M{"name": "f"}M»'),
 ]
 
 
@@ -228,6 +143,7 @@ BROKEN: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("name", "text", "expected"), CASES)
 def test_calls(name: str, text: str, expected: list[tuple[str, ...]], special: bool) -> None:
     output = run(name, short(text), special=special)
+    expected = [(kind, *map(short, content)) for kind, *content in expected]
     assert shown(output.items) == expected
     assert output.unparsed_calls == 0
     assert shown(run(name, short(text), special=special, stop=False).items) == expected
@@ -264,6 +180,14 @@ def test_broken_calls_stay_where_they_stand() -> None:
     assert output.unparsed_calls == 2
     output = run("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"na')
     assert shown(output.items) == [("call", "f", "{}"), ("text", ' {"na')]
+    assert output.unparsed_calls == 1
+    output = run("atem", short(' to=f<|message|>a «A<i:"f"></i:><i:"g">A» b «A<i:"h"></i:>A»'))
+    rest = short('<i:"g">A» b «A<i:"h"></i:>A»')
+    assert shown(output.items) == [("text", "a "), ("call", "f", "{}"), ("text", rest)]
+    assert output.unparsed_calls == 1
+    output = run("minimax_m2", short('a «M<invoke name="f"></invoke><invoke name="g">M» b'))
+    rest = short('<invoke name="g">M» b')
+    assert shown(output.items) == [("text", "a "), ("call", "f", "{}"), ("text", rest)]
     assert output.unparsed_calls == 1
 
 

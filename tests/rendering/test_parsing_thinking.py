@@ -11,7 +11,7 @@ from backends.rendering.parsing import PARSERS, make_parser
 
 TURN = ("<|im_start|>", "<|im_end|>")
 CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-TAGGED = [name for name in PARSERS if name != "gpt_oss"]
+TAGGED = [name for name in PARSERS if name not in ("gpt_oss", "atem", "gemma4")]
 
 
 @pytest.fixture(params=[True, False], ids=["special tokens", "spelled out"])
@@ -100,3 +100,50 @@ def test_harmony_goes_on_where_the_prompt_ends(
     tokens = CharacterTokens(MARKS["gpt_oss"])
     parser = make_parser("gpt_oss", tokens, frozenset({EOS}))
     assert shown(parser.parse(tokens.encode(text), prompt=tokens.encode(prompt)).items) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        ("<|start|>assistant", " to=self<|message|>a<|eom|>", [("think", "a")]),
+        ("<|start|>assistant to=self<|message|>So ", "a", [("think", "a")]),
+        ("<|start|>assistant", "<|message|>a<|eot|>", [("text", "a")]),
+        ("<|start|>assistant to=self<|message|>a<|eom|>", "b", [("text", "b")]),
+        ("<|start|>tool f", "<|message|>a", [("text", "<|message|>a")]),
+    ],
+)
+def test_muse_glimmer_goes_on_where_the_prompt_ends(
+    prompt: str, text: str, expected: list[tuple[str, ...]]
+) -> None:
+    tokens = CharacterTokens(("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"))
+    parser = make_parser("atem", tokens, frozenset({EOS}))
+    assert shown(parser.parse(tokens.encode(text), prompt=tokens.encode(prompt)).items) == expected
+
+
+GEMMA = ("<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", "<|channel>", "<channel|>", '<|"|>')
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        ("<|turn>model\n", "<|channel>thought\na\n<channel|>b<turn|>", [("think", "a"), ("text", "b")]),
+        ("<|turn>model\n", "a<channel|>b", [("text", "a<channel|>b")]),
+        ("<tool_response|><|channel>thought\n", "a\n<channel|>b", [("think", "a"), ("text", "b")]),
+        ("<tool_response|><|channel>thought\n", "thought\na", [("think", "thought\na")]),
+        ("<|turn>model\n<|channel>thought\n<channel|>", "a", [("text", "a")]),
+        ("<|channel>thought\n<|tool_response>response:f{value:1}<tool_response|>", "a", [("text", "a")]),
+        ("<|turn>user\n<|channel><|turn>model\n", "a<|tool_response>", [("text", "a")]),
+        ("", "a\n<channel|>b<turn|>", [("think", "a"), ("text", "b")]),
+    ],
+)
+def test_gemma_4_thinks_on_a_channel(prompt: str, text: str, expected: list[tuple[str, ...]]) -> None:
+    """Its stop tokens are known: a turn that calls ends with another one than an answer."""
+    tokens = CharacterTokens(GEMMA)
+    parser = make_parser("gemma4", tokens, frozenset({EOS}))
+    assert shown(parser.parse(tokens.encode(text), prompt=tokens.encode(prompt)).items) == expected
+
+
+def test_the_tokens_of_gemma_4_s_thinking_are_counted() -> None:
+    tokens = CharacterTokens(GEMMA)
+    parser = make_parser("gemma4", tokens, frozenset({EOS}))
+    assert parser.parse(tokens.encode("<|channel>thought\nabc\n<channel|>d")).reasoning_tokens == 14

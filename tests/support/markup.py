@@ -35,6 +35,9 @@ MARKS: dict[str, tuple[str, ...]] = {
         "<|call|>",
         "<|return|>",
     ),
+    "gemma4": ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
+    "atem": ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+    "minimax_m2": ("<minimax:tool_call>", "</minimax:tool_call>"),
     "none": (),
 }
 THINK = ("<think>", "</think>")

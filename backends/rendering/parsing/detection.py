@@ -17,6 +17,9 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deepseek_v3", ("<｜tool▁calls▁begin｜>",)),
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("gpt_oss", ("<|start|>", "<|channel|>", "<|message|>")),
+    ("gemma4", ("<|tool_call>call:",)),
+    ("atem", ("<|start|>", "<|message|>", "<atem:function_calls>")),
+    ("minimax_m2", ("<minimax:tool_call>",)),
     ("mistral", ("[TOOL_CALLS]",)),
     ("pythonic", ("<|tool_call_start|>",)),
     ("pythonic", ("<|tool_list_start|>",)),
@@ -32,6 +35,8 @@ _BY_VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deepseek_v3", ("<｜tool▁calls▁begin｜>",)),
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("gpt_oss", ("<|start|>", "<|channel|>", "<|message|>")),
+    ("gemma4", ("<|tool_call>", "<tool_call|>", '<|"|>')),
+    ("minimax_m2", ("<minimax:tool_call>",)),
     ("mistral", ("[TOOL_CALLS]",)),
 )
 """What a vocabulary has to hold if the template is silent but takes tools."""

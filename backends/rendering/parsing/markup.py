@@ -78,6 +78,15 @@ class MarkupParser:
         """Read text that stands outside thinking and blocks."""
         yield text
 
+    def read_thought(self, text: str, *, opened: bool) -> str:
+        """Return thinking without what the format writes around it.
+
+        Args:
+            text: what stands between the marks.
+            opened: whether its opening mark was sampled.
+        """
+        return text
+
     def new_call_id(self) -> str:
         """Make an id for a call that was sampled without one."""
         return new_id("call")
@@ -101,7 +110,7 @@ class MarkupParser:
         while end < len(pieces) and pieces[end].mark != closer:
             end += 1
         tokens = opening + sum(piece.tokens for piece in pieces[start : end + 1])
-        output.add_thought(text_of(pieces[start:end]), tokens)
+        output.add_thought(self.read_thought(text_of(pieces[start:end]), opened=opening > 0), tokens)
         return min(end + 1, len(pieces))
 
     def _end_of_block(self, pieces: Sequence[Piece], start: int) -> int:

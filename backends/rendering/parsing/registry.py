@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backends.rendering.parsing.atem import AtemParser
 from backends.rendering.parsing.base import Decoder, Parser
 from backends.rendering.parsing.deepseek_v3 import DeepseekV3Parser
+from backends.rendering.parsing.gemma4 import Gemma4Parser
 from backends.rendering.parsing.glm45 import Glm45Parser
 from backends.rendering.parsing.gpt_oss import GptOssParser
 from backends.rendering.parsing.hermes import HermesParser
 from backends.rendering.parsing.kimi_k2 import KimiK2Parser
 from backends.rendering.parsing.llama3_json import Llama3JsonParser
+from backends.rendering.parsing.minimax_m2 import MinimaxM2Parser
 from backends.rendering.parsing.mistral import MistralParser
 from backends.rendering.parsing.plain import PlainParser
 from backends.rendering.parsing.pythonic import PythonicParser
@@ -31,6 +34,9 @@ _MAKERS: dict[str, Callable[[Decoder, frozenset[int]], Parser]] = {
         Glm45Parser,
         KimiK2Parser,
         GptOssParser,
+        Gemma4Parser,
+        AtemParser,
+        MinimaxM2Parser,
         PlainParser,
     )
 }

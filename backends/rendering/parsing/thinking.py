@@ -15,8 +15,11 @@ __all__ = ["LOOK", "ThinkingLook", "last_turn"]
 LOOK = 2048
 """How many ids of a prompt are looked at, at most."""
 
-_TURN = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z_]+\]|<(?:start|end)_of_turn>|</?s>")
-"""How the field spells the tokens around turns: `<|im_start|>`, `<｜Assistant｜>`, `[/INST]`, …"""
+_TURN = re.compile(
+    r"<[|｜].+[|｜]>|\[/?[A-Z_]+\]|<(?:start|end)_of_turn>|</?s>"
+    r"|<\|(?:turn|tool_response)>|<(?:turn|tool_response)\|>|\]~b\]|\[e~\["
+)
+"""How the field spells the tokens around turns: `<|im_start|>`, `<｜Assistant｜>`, `[/INST]`, `<|turn>`, …"""
 
 
 class ThinkingLook:
