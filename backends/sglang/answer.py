@@ -1,0 +1,126 @@
+"""What SGLang's `/generate` answers, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backends.engine import FinishReason
+from backends.sglang.client import refusal
+from gym_sdk.errors import GymError, TokenContractError, TransportError
+from gym_sdk.tokens import WeightSpan
+from gym_sdk.tokens.bundle import check_generation
+
+__all__ = ["Answer", "read_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All tokens of a generation so far.
+
+    Attributes:
+        token_ids: the G sampled tokens.
+        log_probs: G natural-log probabilities.
+        version: the label that SGLang's HTTP process had when it sent this; in a running stream it may be
+            newer than what sampled the tokens.
+        spans: the versions that sampled the tokens; None until the end of a stream.
+        finish_reason: why it ended; None while it runs.
+        stop_id: the stop token that ended it.
+        cached_tokens: how many prompt tokens did not need computing.
+    """
+
+    token_ids: list[int]
+    log_probs: list[float]
+    version: str
+    spans: tuple[WeightSpan, ...] | None
+    finish_reason: FinishReason | None
+    stop_id: int | None
+    cached_tokens: int
+
+
+def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
+    """Read and check one answer, or one event of a stream.
+
+    Raises:
+        TokenContractError: its tokens, log-probs and weight versions contradict each other.
+        TransportError: it has not the shape of an answer, or SGLang gave the request up.
+        PolicyError: SGLang refused the request after it had taken it.
+        GymError: the model's logits were not finite.
+    """
+    if "error" in body:
+        error = body["error"]
+        code = error.get("code") if isinstance(error, Mapping) else None
+        raise refusal("/generate", code if isinstance(code, int) else 400, str(_said(error)))
+    try:
+        meta = body["meta_info"]
+        finish_reason, stop_id = _finish(meta["finish_reason"])
+        token_ids = list(body["output_ids"])
+        pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
+        answer = Answer(
+            token_ids=token_ids,
+            log_probs=[float(value) for value, _ in pairs],
+            version=str(meta["weight_version"]),
+            spans=_spans(meta, len(token_ids)) if finish_reason is not None else None,
+            finish_reason=finish_reason,
+            stop_id=stop_id,
+            cached_tokens=int(meta.get("cached_tokens") or 0),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, GymError):
+            raise
+        text = str(body)[:300]
+        raise TransportError(
+            f"SGLang's /generate answered with no generation ({type(error).__name__}: {error}): {text}",
+            retryable=False,
+        ) from error
+    _check(answer, [token for _, token in pairs], vocab_size)
+    return answer
+
+
+def _said(error: object) -> object:
+    return error.get("message", error) if isinstance(error, Mapping) else error
+
+
+def _finish(reason: Mapping[str, Any] | None) -> tuple[FinishReason | None, int | None]:
+    if reason is None:
+        return None, None
+    kind = reason["type"]
+    if kind == "stop":
+        matched = reason.get("matched")
+        if not isinstance(matched, int):
+            # no stop strings are ever sent: this is how SGLang ends a request with NaN among its logits
+            raise GymError(f"SGLang ended the generation with {matched!r}: the model's logits are not finite")
+        return FinishReason.STOP, matched
+    if kind == "abort":
+        status = reason.get("status_code")
+        if status is not None:
+            raise refusal("/generate", int(status), str(reason.get("message")))
+        return FinishReason.ABORT, None
+    return FinishReason(kind), None
+
+
+def _spans(meta: Mapping[str, Any], count: int) -> tuple[WeightSpan, ...]:
+    if not count:
+        return ()
+    spans = meta.get("weight_versions")
+    if not spans:
+        raise TokenContractError("SGLang reports no weight_versions for a generation; is it too old?")
+    return tuple(WeightSpan(str(span["version"]), int(span["start"]), int(span["end"])) for span in spans)
+
+
+def _check(answer: Answer, scored: list[int], vocab_size: int) -> None:
+    if scored != answer.token_ids:
+        raise TokenContractError(
+            f"SGLang sampled {len(answer.token_ids)} tokens and reports log-probs of {len(scored)} others"
+        )
+    if answer.token_ids and max(answer.token_ids) >= vocab_size:
+        raise TokenContractError(f"SGLang sampled an id outside the vocabulary of {vocab_size} ids")
+    if not all(math.isfinite(value) for value in answer.log_probs):
+        raise TokenContractError("SGLang reports a log-prob that is not finite")
+    check_generation(answer.token_ids, answer.log_probs, answer.spans or ())
+    if answer.stop_id is not None and answer.token_ids[-1:] != [answer.stop_id]:
+        raise TokenContractError(
+            f"SGLang says that the token {answer.stop_id} ended the generation, which ends otherwise"
+        )

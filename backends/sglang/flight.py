@@ -1,0 +1,245 @@
+"""Requests in flight: what they have sampled so far, and how they are ended early."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import anyio
+
+from backends.engine import FinishReason, Generation, GenerationChunk, GenerationRequest
+from backends.sglang.answer import Answer
+from backends.sglang.client import SGLangClient
+from gym_sdk.errors import ConfigurationError, GymError, PolicyError, TransportError
+from gym_sdk.tokens import WeightSpan
+
+__all__ = ["Flight", "Flights", "chunks"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_ARRIVED_S = 0.05
+"""How long a request takes to reach SGLang's scheduler. An abort that overtakes it there is lost, and SGLang
+forwards only one for each request."""
+_AGAIN_S = 0.25
+_AFTERWARDS = 4
+"""How often a request that nobody waits for is aborted; SGLang also sees that its connection is closed."""
+
+
+class Flight:
+    """One request in flight.
+
+    A stop token of the model that the request does not name ends it in SGLang, but not here: what SGLang
+    sampled is then sent again as the prompt of another round.
+
+    Attributes:
+        prompt: length P.
+        limit: most tokens to generate.
+        rid: its name in SGLang, in this round.
+        version: what sampled its first tokens, as far as is known.
+        epoch: how many updates of the weights had happened when it began.
+        gated: whether it arrived during a pause; SGLang then holds it where no abort reaches it.
+        settled: whether SGLang has said its last word on this round.
+        finish_reason: why it ended; None while it runs.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: list[int],
+        *,
+        limit: int,
+        version: str,
+        epoch: int,
+        gated: bool,
+    ) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.limit = limit
+        self.version = version
+        self.epoch = epoch
+        self.gated = gated
+        self.aborted = False
+        self.settled = False
+        self.finish_reason: FinishReason | None = None
+        self.token_ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.spans: list[WeightSpan] = []
+        self.rid = ""
+        self._cached_tokens: int | None = None
+        self._since = asyncio.get_running_loop().time()
+        self._scope: anyio.CancelScope | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Since when SGLang may be working on this round."""
+        return asyncio.get_running_loop().time() - self._since
+
+    def begin_round(self) -> list[int]:
+        """Give the round a name that begins no other name, and return its prompt."""
+        # SGLang aborts every request whose name begins with the one that is given
+        self.rid = f"{self.request.request_id}-{secrets.token_hex(8)}"
+        self._since = asyncio.get_running_loop().time()
+        self.settled = False
+        return self.prompt + self.token_ids
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still be generated."""
+        return self.limit - len(self.token_ids)
+
+    def opened(self, version: str) -> None:
+        """Note that the pause in which it arrived is over."""
+        self.gated = False
+        self.version = version
+        self._since = asyncio.get_running_loop().time()
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Note where an error is SGLang's last word: it has refused the round, or given it up."""
+        try:
+            yield
+        except (PolicyError, TransportError) as error:
+            self.settled = self.settled or error.status is not None
+            raise
+
+    async def wait(self, waiting: Awaitable[_T]) -> _T | None:
+        """Wait until SGLang answers; None if `end_here` comes first."""
+        with anyio.CancelScope() as self._scope:
+            return await waiting
+        return None
+
+    def end_here(self) -> None:
+        """Give up waiting for SGLang."""
+        self.finish_reason = self.finish_reason or FinishReason.ABORT
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def add(self, answer: Answer) -> None:
+        """Take over a round that SGLang has finished."""
+        assert answer.finish_reason is not None
+        self.settled = True
+        start = len(self.token_ids)
+        self.token_ids += answer.token_ids
+        self.log_probs += answer.log_probs
+        for span in answer.spans or ():
+            if span.end > span.start:
+                self._append_span(span.version, start + span.start, start + span.end)
+        if self._cached_tokens is None:
+            self._cached_tokens = answer.cached_tokens
+        foreign = answer.stop_id is not None and answer.stop_id not in self.request.sampling.stop_token_ids
+        if not foreign:
+            self.finish_reason = answer.finish_reason
+        elif self.aborted:
+            self.finish_reason = FinishReason.ABORT
+        elif self.room == 0:
+            self.finish_reason = FinishReason.LENGTH
+
+    def _append_span(self, version: str, start: int, end: int) -> None:
+        if self.spans and self.spans[-1].version == version:
+            start = self.spans.pop().start
+        self.spans.append(WeightSpan(version, start, end))
+
+    def generation(self) -> Generation:
+        """Return what was sampled."""
+        assert self.finish_reason is not None
+        return Generation(
+            self.token_ids, self.log_probs, self.finish_reason, tuple(self.spans), self._cached_tokens or 0
+        )
+
+
+def chunks(flight: Flight, sent: int) -> Iterator[GenerationChunk]:
+    """Yield what a flight has sampled after `sent` tokens, one chunk for each version of the weights."""
+    pieces = [(span.version, max(span.start, sent), span.end) for span in flight.spans if span.end > sent]
+    if not pieces and flight.finish_reason is not None:
+        version = flight.spans[-1].version if flight.spans else flight.version
+        pieces = [(version, sent, sent)]
+    for number, (version, start, end) in enumerate(pieces, start=1):
+        reason = flight.finish_reason if number == len(pieces) else None
+        yield GenerationChunk(flight.token_ids[start:end], flight.log_probs[start:end], version, reason)
+
+
+class Flights:
+    """The requests in flight of one engine."""
+
+    def __init__(self, client: SGLangClient) -> None:
+        self._client = client
+        self._flights: dict[str, Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
+
+    def _has(self, flight: Flight) -> bool:
+        return self._flights.get(flight.request.request_id) is flight
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def add(self, flight: Flight) -> None:
+        """Take a flight up.
+
+        Raises:
+            ConfigurationError: its request id is in use.
+        """
+        name = flight.request.request_id
+        if name in self._flights:
+            raise ConfigurationError(f"request id {name!r} is in use")
+        self._flights[name] = flight
+
+    def remove(self, flight: Flight) -> None:
+        """Let a flight go; what SGLang still does for it is aborted."""
+        del self._flights[flight.request.request_id]
+        if not flight.settled and not flight.gated:
+            self._start(self._abort(flight, flight.rid, _AFTERWARDS))
+
+    def abort(self, request_id: str | None) -> int:
+        """Abort one flight, or all; return how many."""
+        flights = [flight for flight in self if request_id in (None, flight.request.request_id)]
+        for flight in flights:
+            flight.aborted = True
+            if flight.gated:
+                flight.end_here()
+            else:
+                self._start(self._abort(flight, flight.rid, None))
+        return len(flights)
+
+    async def ended(self, flights: list[Flight], within_s: float) -> bool:
+        """Wait until some flights are gone; return whether they are."""
+        until = asyncio.get_running_loop().time() + within_s
+        while any(map(self._has, flights)):
+            if asyncio.get_running_loop().time() > until:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def aclose(self) -> None:
+        """Wait for the aborts under way, which are bounded."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, abort: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(abort)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _abort(self, flight: Flight, rid: str, times: int | None) -> None:
+        """Tell SGLang to abort: until the flight is gone, or so many times."""
+        until = asyncio.get_running_loop().time() + self._client.config.control_s
+        if flight.age_s < _ARRIVED_S:
+            await asyncio.sleep(_ARRIVED_S - flight.age_s)
+        while self._has(flight) if times is None else times > 0:
+            if asyncio.get_running_loop().time() > until:
+                flight.end_here()
+                return
+            times = None if times is None else times - 1
+            try:
+                await self._client.post("/abort_request", {"rid": rid})
+            except GymError as error:
+                logger.debug("the abort of %s did not reach SGLang: %s", rid, error)
+                return
+            await asyncio.sleep(_AGAIN_S)

@@ -1,0 +1,123 @@
+"""The launching of a process, without SGLang."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backends.sglang import keeper, launch_sglang
+from gym_sdk.errors import ConfigurationError, DeadlineError, TransportError
+
+pytestmark = pytest.mark.timeout(60)
+
+FAMILY = textwrap.dedent(
+    """
+    import subprocess, sys, time, signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sleep = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+    # one that has left the process group, and its parent, too
+    leave = f"import subprocess; subprocess.Popen({sleep!r}, start_new_session=True)"
+    subprocess.Popen([sys.executable, "-c", leave])
+    subprocess.Popen(sleep)
+    time.sleep(600)
+    """
+)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended, and that nobody has asked about, does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("end", ["parent", "keeper killed", "told"])
+def test_no_process_is_left_however_it_ends(end: str) -> None:
+    # the parent holds the keeper's pipe, as the process does that launches SGLang
+    program = textwrap.dedent(
+        f"""
+        import os, subprocess, sys, time
+        alive, mine = os.pipe()
+        keep = [sys.executable, "-I", "-S", {keeper.__file__!r}, str(alive), "0.2"]
+        process = subprocess.Popen([*keep, sys.executable, "-c", {FAMILY!r}], pass_fds=(alive,))
+        print(process.pid, flush=True)
+        time.sleep(600)
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    family: list[psutil.Process] = []
+    try:
+        lines = [parent.stdout.readline().strip() for _ in range(3)]
+        (pid,) = (int(line) for line in lines if line != "up")
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        family = [one for one in family if lives(one)]
+        assert len(family) == 4
+        expected = family
+        if end == "parent":
+            parent.kill()
+        elif end == "told":
+            process.terminate()
+        else:
+            process.kill()
+            expected = family[:2]  # SGLang's own children look after themselves
+        until = time.monotonic() + 20
+        while any(map(lives, expected)) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not [one for one in expected if lives(one)]
+    finally:
+        for one in [psutil.Process(parent.pid), *family]:
+            if one.is_running():
+                one.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_the_keeper_ends_as_its_command_does() -> None:
+    for command, status in (("raise SystemExit(3)", 3), ("import os; os.abort()", 128 + signal.SIGABRT)):
+        keep = [sys.executable, "-I", "-S", keeper.__file__, "0", "1", sys.executable, "-c", command]
+        with subprocess.Popen(keep, stdin=subprocess.PIPE) as process:
+            assert process.wait(30) == status
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_fails_shows_the_log(untrained_policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(TransportError, match=r"No module named .?sglang") as caught:
+        async with launch_sglang(untrained_policy, python=sys.executable, log=tmp_path / "log"):
+            pass
+    assert not caught.value.retryable
+    assert "status 1" in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_a_start_has_a_deadline(untrained_policy: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho thinking\nexec sleep 600\n")
+    python.chmod(0o755)
+    with pytest.raises(DeadlineError, match="thinking"):
+        async with launch_sglang(untrained_policy, python=python, start_s=0.5):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_start_is_refused_at_once(untrained_policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no Python"):
+        async with launch_sglang(untrained_policy, python=tmp_path / "python"):
+            pass
+    with pytest.raises(ConfigurationError, match="no model folder"):
+        async with launch_sglang(tmp_path / "model"):
+            pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ConfigurationError, match="cannot listen"):
+            async with launch_sglang(untrained_policy, port=taken.getsockname()[1]):
+                pass
