@@ -9,11 +9,12 @@ TORCH_CONSTRAINTS ?= -c requirements/cpu.txt
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 OLD_OPENAI := $(VENV)/openai-2.8.0
 TRL := $(VENV)/trl
+SGLANG := .venv-sglang
 
 # OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench format notebooks clean
+.PHONY: demo test lint bench format sglang-cpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -52,5 +53,16 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/engine.py
 
+# the real SGLang on a machine without a GPU, in an environment of its own: pinned, with stand-ins for its kernels
+$(SGLANG)/.done: requirements/sglang-cpu.txt $(wildcard requirements/sglang-cpu/*)
+	$(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/pip --disable-pip-version-check --quiet install --no-deps -r requirements/sglang-cpu.txt
+	cp requirements/sglang-cpu/*.py requirements/sglang-cpu/*.pth \
+		"$$($(SGLANG)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(SGLANG)/bin/python -c 'import torch; assert torch.version.cuda is None, "torch must be a build without CUDA"'
+	@touch $@
+
+sglang-cpu: $(SGLANG)/.done
+
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) $(SGLANG) build dist runs *.egg-info

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +13,11 @@ from backends.hub import model_folder
 from backends.memory import CallMemory
 from backends.policy import Policy
 from backends.renderers import RenderingConfig, load_renderer
+from backends.rendering import Renderer
+from backends.sglang import CPU_ARGUMENTS, SGLangOptions, open_sglang
 from gym_sdk.errors import ConfigurationError
 
-__all__ = ["PolicyConfig", "load_policy"]
+__all__ = ["PolicyConfig", "load_policy", "open_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +26,8 @@ class PolicyConfig:
 
     model: str
     """Folder of the model in the Hugging Face layout, or its name on the hub."""
-    backend: Literal["transformers"] = "transformers"
-    """What generates."""
+    backend: Literal["transformers", "sglang"] = "transformers"
+    """What generates: the embedded engine, or SGLang in a process of its own."""
     name: str = "policy"
     """The model's name on the wire."""
     device: str | None = None
@@ -32,23 +37,59 @@ class PolicyConfig:
     context_length: int | None = None
     """Most tokens of prompt and generation; the model's own limit by default."""
     threads: int | None = None
-    """CPU threads for the model; torch's own choice by default."""
+    """CPU threads for the embedded engine's model; torch's own choice by default."""
+    sglang: SGLangOptions = field(default_factory=SGLangOptions)
+    """Which SGLang, for that backend."""
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     """How conversations become tokens, and generations items."""
     memory_tokens: int = 8_000_000
     """How many tokens of past model calls to remember."""
 
 
+@asynccontextmanager
+async def open_policy(config: PolicyConfig) -> AsyncIterator[Policy]:
+    """Load a policy for as long as the context lasts; SGLang is launched, or connected to.
+
+    Raises:
+        CheckpointError: there is no usable model in the folder.
+        ConfigurationError: there is no such model, no usable tokenizer, or the model, backend or dtype cannot
+            be served.
+        TransportError: SGLang does not answer.
+        DeadlineError: SGLang did not start in time.
+    """
+    if config.backend != "sglang":
+        policy = await asyncio.to_thread(load_policy, config)
+        try:
+            yield policy
+        finally:
+            await policy.aclose()
+        return
+    options = _sglang_options(config)
+    folder, renderer = await asyncio.to_thread(_load_renderer, config)
+    async with open_sglang(folder, options) as engine:
+        yield Policy(
+            engine,
+            renderer,
+            name=config.name,
+            memory=CallMemory(config.memory_tokens),
+            thinking=config.rendering.thinking,
+        )
+
+
 def load_policy(config: PolicyConfig) -> Policy:
-    """Load the engine and the renderer of a model folder. Blocks while it reads.
+    """Load the embedded engine and the renderer of a model folder. Blocks while it reads.
 
     Raises:
         CheckpointError: there is no usable model in the folder.
         ConfigurationError: there is no such model, no usable tokenizer, or the model, backend or dtype cannot
             be served.
     """
+    if config.backend == "sglang":
+        raise ConfigurationError("SGLang runs beside an event loop: use `open_policy` or `gym-sdk serve`")
     if config.backend != "transformers":
-        raise ConfigurationError(f"the backend {config.backend!r} is not known; use `transformers`")
+        raise ConfigurationError(
+            f"the backend {config.backend!r} is not known; use `transformers` or `sglang`"
+        )
     import torch
 
     from backends.transformers import EngineConfig, TransformersEngine
@@ -58,9 +99,7 @@ def load_policy(config: PolicyConfig) -> Policy:
         raise ConfigurationError(f"there is no dtype {config.dtype!r}; use float32, bfloat16 or float16")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    folder = model_folder(config.model)
-    name = None if Path(config.model).exists() else config.model
-    renderer = load_renderer(folder, config.rendering, name=name)
+    folder, renderer = _load_renderer(config)
     engine = TransformersEngine.from_folder(
         folder,
         device=config.device,
@@ -69,3 +108,23 @@ def load_policy(config: PolicyConfig) -> Policy:
     )
     memory = CallMemory(config.memory_tokens)
     return Policy(engine, renderer, name=config.name, memory=memory, thinking=config.rendering.thinking)
+
+
+def _load_renderer(config: PolicyConfig) -> tuple[Path, Renderer]:
+    folder = model_folder(config.model)
+    name = None if Path(config.model).exists() else config.model
+    return folder, load_renderer(folder, config.rendering, name=name)
+
+
+def _sglang_options(config: PolicyConfig) -> SGLangOptions:
+    """Return the options with what the policy says about the model, in SGLang's words."""
+    if config.threads is not None:
+        raise ConfigurationError("threads are the embedded engine's; set OMP_NUM_THREADS for SGLang")
+    said = {
+        "--device": config.device,
+        "--dtype": config.dtype,
+        "--context-length": config.context_length,
+    }
+    arguments = [str(part) for name, value in said.items() if value is not None for part in (name, value)]
+    usual = CPU_ARGUMENTS if config.device == "cpu" and config.sglang.url is None else ()
+    return replace(config.sglang, arguments=(*usual, *arguments, *config.sglang.arguments))

@@ -14,9 +14,11 @@ from pydantic_core import ErrorDetails, to_json
 from gym_sdk.errors import (
     CheckpointError,
     ConfigurationError,
+    DeadlineError,
     GymError,
     PolicyError,
     TokenContractError,
+    TransportError,
 )
 from gym_sdk.schema import TOKEN_FIELDS
 
@@ -70,6 +72,10 @@ def problem_of(error: Exception) -> Problem:
             return problem_of(validation_error(error))
         case CheckpointError() | ConfigurationError() | TokenContractError():
             return Problem(name, 400, str(error))
+        case TransportError():  # an engine in another process does not answer
+            return Problem(name, 503 if error.retryable else 502, str(error), "server_error")
+        case DeadlineError():
+            return Problem(name, 504, str(error), "server_error")
         case web.HTTPException():
             return Problem(name, error.status, error.reason)
     return Problem(name, 500, f"{name}: {error}", "server_error")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from backends.loading import PolicyConfig, load_policy
+from backends.loading import PolicyConfig, open_policy
+from backends.policy import Policy
 from backends.server.app import make_app
 from backends.server.capture import CaptureLimits
 from gym_sdk.errors import ConfigurationError
@@ -47,7 +48,11 @@ async def serve(model: PolicyConfig, config: ServerConfig) -> None:
     Raises:
         ConfigurationError: the model cannot be loaded, or the address cannot be listened on.
     """
-    policy = load_policy(model)
+    async with open_policy(model) as policy:
+        await _serve(policy, model, config)
+
+
+async def _serve(policy: Policy, model: PolicyConfig, config: ServerConfig) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,7 +77,6 @@ async def serve(model: PolicyConfig, config: ServerConfig) -> None:
         if config.alive_fd is not None:
             loop.remove_reader(config.alive_fd)
         await runner.cleanup()
-        await policy.aclose()
 
 
 async def _listen(runner: web.AppRunner, config: ServerConfig) -> int:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from typing import Any
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gym_sdk.cli._extras import needs_extra
 from gym_sdk.cli._quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from backends.sglang import SGLangOptions
 
 __all__ = ["add_parser", "add_rendering_arguments", "rendering_options"]
 
@@ -19,7 +25,18 @@ def add_parser(commands: Any) -> None:
         "serve", help="serve a model over HTTP", description=__doc__
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    parser.add_argument("--backend", default="transformers", choices=["transformers"])
+    parser.add_argument("--backend", default="transformers", choices=["transformers", "sglang"])
+    parser.add_argument("--sglang-url", help="an SGLang that runs already, e.g. http://127.0.0.1:30000")
+    parser.add_argument(
+        "--sglang-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="interpreter of an environment with SGLang, to launch one",
+    )
+    parser.add_argument(
+        "--sglang-args", default="", metavar="ARGS", help="further arguments of sglang.launch_server, quoted"
+    )
+    parser.add_argument("--sglang-log", type=Path, help="file for SGLang's output")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--name", default="policy", help="the model's name on the wire")
@@ -38,6 +55,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--alive-fd", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
+
+
+def _sglang_options(arguments: argparse.Namespace) -> SGLangOptions:
+    from backends.sglang import SGLangOptions
+
+    return SGLangOptions(
+        url=arguments.sglang_url,
+        python=arguments.sglang_python,
+        arguments=tuple(shlex.split(arguments.sglang_args)),
+        log=arguments.sglang_log,
+    )
 
 
 def add_rendering_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         context_length=arguments.context_length,
         threads=arguments.threads,
         rendering=RenderingConfig(**rendering_options(arguments)),
+        sglang=_sglang_options(arguments),
     )
     server = ServerConfig(
         host=arguments.host,

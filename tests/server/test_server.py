@@ -14,12 +14,13 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
+from support.replay import ReplayEngine
 
 from backends.loading import PolicyConfig, load_policy
 from backends.policy import Policy
 from backends.server import make_app
 from gym_sdk import GymClient
-from gym_sdk.errors import ContextOverflowError, PolicyError
+from gym_sdk.errors import ContextOverflowError, DeadlineError, PolicyError, TransportError
 from gym_sdk.schema import Response
 
 pytestmark = pytest.mark.asyncio
@@ -295,3 +296,27 @@ async def test_responses_fit_openais_own_models(url: str) -> None:
     assert parsed.output[-1].type in ("message", "function_call", "reasoning")
     _, body = await post(f"{url}/chat/completions", {"messages": [USER], "max_tokens": 4})
     ChatCompletion.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TransportError("the engine is not there", retryable=True), 503),
+        (TransportError("the engine answers nonsense", retryable=False), 502),
+        (DeadlineError("the generation", seconds=1.0), 504),
+        (RuntimeError("a bug"), 500),
+    ],
+)
+async def test_an_engine_in_another_process_that_fails_is_the_servers_failure(
+    policy: Policy, error: Exception, status: int
+) -> None:
+    class Failing(ReplayEngine):
+        async def generate(self, request: Any) -> Any:
+            raise error
+
+    failing = Policy(Failing([]), policy.renderer)
+    async with TestServer(make_app(failing)) as server:
+        found, body = await post(str(server.make_url("/v1/responses")), {"input": [USER]})
+    assert found == status
+    assert body["error"]["type"] == "server_error"
+    assert str(error) in body["error"]["message"]
