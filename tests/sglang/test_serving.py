@@ -16,6 +16,9 @@ from gym_sdk.schema import Outcome
 pytestmark = [pytest.mark.sglang, pytest.mark.asyncio(loop_scope="session")]
 
 
+QUESTION = "State the final answer to the following arithmetic problem: {} + 5 ="
+
+
 @tool
 def calculator(expression: str) -> str:
     """Add numbers."""
@@ -32,10 +35,7 @@ async def url(sglang: SGLangProcess, tiny_policy: Path, tmp_path: Path) -> Async
 async def test_rollouts_with_tools_are_exact(url: str) -> None:
     async with GymClient(url, model="policy") as client:
         found = await client.collect(
-            [
-                Task(f"State the final answer to the following arithmetic problem: {n} + 5 =")
-                for n in range(8)
-            ],
+            [Task(QUESTION.format(number)) for number in range(8)],
             tools=[calculator],
             group_size=2,
             sampling=Sampling(max_output_tokens=96),
