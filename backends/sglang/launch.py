@@ -22,11 +22,18 @@ from gym_sdk.errors import ConfigurationError, DeadlineError, TransportError
 
 __all__ = ["CPU_ARGUMENTS", "SGLangProcess", "launch_sglang"]
 
-CPU_ARGUMENTS = ("--device", "cpu", "--dtype", "float32", "--sleep-on-idle")
-"""What SGLang needs to be told on a machine without a GPU."""
+CPU_ARGUMENTS = ("--device", "cpu", "--dtype", "float32", "--sleep-on-idle", "--skip-server-warmup")
+"""What SGLang needs to be told on a machine without a GPU.
+
+Its own warm-up compiles nothing there; it is one request, without which SGLang never says that it is ready.
+`launch_sglang` waits for a token anyway, and asks again if none comes."""
 
 _LOG_TAIL = 4_000
+_LOG_READ = 64_000
 _POLL_S = 0.1
+_POLLED = '"GET /health HTTP/1.1"'
+_ANSWER_S = 30.0
+"""How long one question may take; SGLang waits 20 s for a token before it answers that it is not well."""
 _KILL_S = 10.0
 
 
@@ -158,7 +165,11 @@ def _spawn(
 
 async def _answering(server: SGLangProcess, start_s: float) -> None:
     with anyio.move_on_after(start_s) as scope:
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(
+            # a connection of its own for each question: one that gets lost takes no other with it
+            connector=aiohttp.TCPConnector(force_close=True),
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+        ) as session:
             while True:
                 if (why := server.diagnosis()) is not None:
                     raise TransportError(f"{why}\n(it ended before it answered)", retryable=False)
@@ -172,10 +183,12 @@ async def _answering(server: SGLangProcess, start_s: float) -> None:
 
 
 def _log_tail(log: Path) -> str:
+    """Return the end of the log, without this module's own questions."""
     with suppress(OSError), log.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_TAIL))
-        text = stream.read().decode(errors="replace").strip()
-        return f"; the end of {log}:\n{text}"
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_READ))
+        lines = stream.read().decode(errors="replace").splitlines()
+        text = "\n".join(line for line in lines if _POLLED not in line)
+        return f"; the end of {log}:\n{text[-_LOG_TAIL:].strip()}"
     return ""
 
 

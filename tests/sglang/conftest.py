@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backends.engine import FolderWeights, Generation
-from backends.sglang import CPU_ARGUMENTS, SGLangEngine, SGLangProcess, launch_sglang
+from backends.sglang import CPU_ARGUMENTS, SGLangEngine, SGLangProcess, keeper, launch_sglang
+from gym_sdk.errors import GymError
 
 CONTEXT = 1024
 ARGUMENTS = (
     *CPU_ARGUMENTS,
     *("--max-total-tokens", "16384", "--max-running-requests", "64", "--context-length", str(CONTEXT)),
 )
+START_S = 90.0
+"""A start takes 15 to 40 s. Two that hang, and the ends of both, must fit into the timeout of the session's
+first test: pytest-timeout would leave the processes running, and lose their log."""
 HOW = "`make sglang-cpu` makes .venv-sglang; GYM_SDK_SGLANG_PYTHON names another interpreter with SGLang"
 
 
@@ -72,9 +81,73 @@ def arguments() -> Sequence[str]:
     return ARGUMENTS
 
 
+class Hung(Exception):
+    """A start did not come to its end; its log shows the stacks of all its processes."""
+
+
+hung: list[str] = []
+"""The logs of such starts."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for one in hung:
+        terminalreporter.section("SGLang hung while it started")
+        terminalreporter.write_line(one)
+
+
+@asynccontextmanager
+async def started(model: Path, python: Path, log: Path) -> AsyncIterator[SGLangProcess]:
+    """SGLang; if it hangs while it starts, Python's fault handler says where, in the log."""
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        told = True
+        for keep in psutil.Process().children():
+            with suppress(psutil.Error):
+                if keeper.__file__ in keep.cmdline():
+                    family = keep.children(recursive=True)
+                    for process in family:
+                        process.suspend()  # lest it ends because of another's end
+                    for process in reversed(family):
+                        process.send_signal(signal.SIGABRT)
+                        process.resume()
+                        time.sleep(0.5)  # one after the other in the log
+
+    async with AsyncExitStack() as stack:
+        timer = asyncio.get_running_loop().call_later(START_S, tell)
+        try:
+            process = await stack.enter_async_context(
+                launch_sglang(
+                    model,
+                    python=python,
+                    arguments=ARGUMENTS,
+                    environment={"PYTHONFAULTHANDLER": "1"},
+                    log=log,
+                    start_s=START_S + 5,
+                )
+            )
+        except GymError as error:
+            if told:
+                hung.append(log.read_text(errors="replace"))
+                raise Hung(str(error)) from None
+            raise
+        finally:
+            timer.cancel()
+        yield process
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def sglang(tiny_policy: Path, python: Path) -> AsyncIterator[SGLangProcess]:
-    async with launch_sglang(tiny_policy, python=python, arguments=ARGUMENTS, start_s=300) as process:
+async def sglang(
+    tiny_policy: Path, python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[SGLangProcess]:
+    """The session's SGLang. One start in many has hung: it is then tried again, and the report says so."""
+    folder = tmp_path_factory.mktemp("sglang")
+    async with AsyncExitStack() as stack:
+        try:
+            process = await stack.enter_async_context(started(tiny_policy, python, folder / "first.log"))
+        except Hung:
+            process = await stack.enter_async_context(started(tiny_policy, python, folder / "second.log"))
         yield process
 
 

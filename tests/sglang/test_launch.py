@@ -56,7 +56,10 @@ def test_nothing_outlives_a_killed_parent(
 
         async def main():
             options = SGLangOptions(
-                python={str(python)!r}, arguments={tuple(arguments)!r}, log={str(tmp_path / "log")!r}
+                python={str(python)!r},
+                arguments={tuple(arguments)!r},
+                log={str(tmp_path / "log")!r},
+                start_s=120,  # well before the test's timeout
             )
             async with open_sglang({str(tiny_policy)!r}, options) as engine:
                 request = GenerationRequest("one", [5], SamplingParams(max_new_tokens=2))
