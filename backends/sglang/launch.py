@@ -22,11 +22,15 @@ from gym_sdk.errors import ConfigurationError, DeadlineError, TransportError
 
 __all__ = ["CPU_ARGUMENTS", "SGLangProcess", "launch_sglang"]
 
-CPU_ARGUMENTS = ("--device", "cpu", "--dtype", "float32", "--sleep-on-idle", "--skip-server-warmup")
-"""What SGLang needs to be told on a machine without a GPU.
+CPU_ARGUMENTS = (
+    *("--device", "cpu", "--dtype", "float32", "--sleep-on-idle", "--skip-server-warmup"),
+    *("--max-total-tokens", "65536"),
+)
+"""What SGLang needs to be told on a machine without a GPU; arguments that come later overrule it.
 
 Its own warm-up compiles nothing there; it is one request, without which SGLang never says that it is ready.
-`launch_sglang` waits for a token anyway, and asks again if none comes."""
+`launch_sglang` waits for a token anyway, and asks again if none comes. Left to itself, SGLang takes most of
+the machine's memory for keys and values, which on a CPU takes a minute and leaves nothing to others."""
 
 _LOG_TAIL = 4_000
 _LOG_READ = 64_000
