@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
-from gym_sdk.errors import ConfigurationError
+from gym_sdk.errors import ConfigurationError, ContextOverflowError
 from gym_sdk.tokens import WeightSpan
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "SamplingParams",
     "TensorWeights",
     "WeightSource",
+    "check_room",
 ]
 
 
@@ -203,3 +204,22 @@ class Engine(Protocol):
     async def aclose(self) -> None:
         """Abort everything and free the engine."""
         ...
+
+
+def check_room(request: GenerationRequest, context_length: int) -> None:
+    """Check that a request has a prompt, and that the context has room for a token after it.
+
+    Raises:
+        ContextOverflowError: it leaves no room for a token.
+        ConfigurationError: it is empty.
+    """
+    size = len(request.prompt_token_ids)
+    if size == 0:
+        raise ConfigurationError(f"request {request.request_id!r} has an empty prompt")
+    if size >= context_length:
+        raise ContextOverflowError(
+            f"the prompt has {size} tokens; the context holds {context_length}, "
+            "and at least one of them must be left to generate",
+            prompt_tokens=size,
+            context_length=context_length,
+        )

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from backends.engine import GenerationRequest, SamplingParams
-from gym_sdk.errors import ConfigurationError, ContextOverflowError, PolicyError
+from backends.engine import GenerationRequest, SamplingParams, check_room
+from gym_sdk.errors import ConfigurationError, PolicyError
 
 __all__ = ["check_prompt", "check_sampling", "generate_body"]
 
@@ -23,16 +23,8 @@ def check_prompt(request: GenerationRequest, *, vocab_size: int, context_length:
         ContextOverflowError: it leaves no room for a token.
         ConfigurationError: it is empty, or something in it is no id of the vocabulary.
     """
+    check_room(request, context_length)
     ids = request.prompt_token_ids
-    if len(ids) == 0:
-        raise ConfigurationError(f"request {request.request_id!r} has an empty prompt")
-    if len(ids) >= context_length:
-        raise ContextOverflowError(
-            f"the prompt has {len(ids)} tokens; the context holds {context_length}, "
-            "and at least one of them must be left to generate",
-            prompt_tokens=len(ids),
-            context_length=context_length,
-        )
     prompt = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     # the types one by one: JSON has no difference between True and 1, and SGLang takes 1.5 for a token
     if {type(value) for value in prompt} != {int} or not 0 <= min(prompt) <= max(prompt) < vocab_size:

@@ -8,9 +8,16 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from backends.engine import FinishReason, Generation, GenerationChunk, GenerationRequest, SamplingParams
+from backends.engine import (
+    FinishReason,
+    Generation,
+    GenerationChunk,
+    GenerationRequest,
+    SamplingParams,
+    check_room,
+)
 from backends.transformers.sampling import mix_seed
-from gym_sdk.errors import ConfigurationError, ContextOverflowError
+from gym_sdk.errors import ConfigurationError
 from gym_sdk.tokens import WeightSpan
 
 __all__ = ["Item", "Output", "RequestState", "Sink", "checked_prompt"]
@@ -108,16 +115,8 @@ def checked_prompt(request: GenerationRequest, vocab_size: int, context_length: 
         ContextOverflowError: it leaves no room for a token.
         ConfigurationError: it is empty, or something in it is no id of the vocabulary.
     """
+    check_room(request, context_length)
     ids = request.prompt_token_ids
-    if len(ids) == 0:
-        raise ConfigurationError(f"request {request.request_id!r} has an empty prompt")
-    if len(ids) >= context_length:
-        raise ContextOverflowError(
-            f"the prompt has {len(ids)} tokens; the context holds {context_length}, "
-            "and at least one of them must be left to generate",
-            prompt_tokens=len(ids),
-            context_length=context_length,
-        )
     try:
         prompt = np.asarray(ids)
     except ValueError:  # nested, with ragged lengths

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from backends.ids import new_id
 from backends.rendering.chat import chat_tools
 from backends.rendering.families.marks import Marks, learn_marks, pattern, words
-from backends.rendering.parsing import ParsedOutput, new_id
+from backends.rendering.parsing import ParsedOutput
 from backends.rendering.parsing.json_text import is_json, json_text
 from backends.rendering.parsing.parts import Call, Collector, Part, Unparsed, is_sound
 from gym_sdk.schema import FunctionTool

@@ -4,7 +4,6 @@ Where the tokenizer has markup as single tokens, only those tokens count: the sa
 ordinary tokens are text. Nothing sampled is lost: what does not parse as a call stays text in its place.
 """
 
-from backends.ids import new_id
 from backends.rendering.parsing.base import Decoder, ParsedOutput, Parser
 from backends.rendering.parsing.detection import detect_parser
 from backends.rendering.parsing.hermes import HermesParser
@@ -18,5 +17,4 @@ __all__ = [
     "Parser",
     "detect_parser",
     "make_parser",
-    "new_id",
 ]
