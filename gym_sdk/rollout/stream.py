@@ -85,6 +85,7 @@ class RolloutStream:
         self._source_error: Exception | None = None
         self._exhausted = False
         self._open_groups = 0
+        self._started = 0
         self._positions: dict[str, int] = {}
         self._send: MemoryObjectSendStream[Group]
         self._receive: MemoryObjectReceiveStream[Group]
@@ -168,14 +169,15 @@ class RolloutStream:
         self._open_groups += 1
         for index in range(self._options.group_size):
             await self._slots.acquire()
-            task_group.start_soon(self._run, group, index)
+            task_group.start_soon(self._run, group, index, self._started)
+            self._started += 1
 
-    async def _run(self, group: _OpenGroup, index: int) -> None:
+    async def _run(self, group: _OpenGroup, index: int, order: int) -> None:
         try:
             rollout = await self._attempt(group.task, index)
             if self._journal is not None:
                 self._journal.write(rollout)
-            self.watch.add(rollout)
+            self.watch.add(rollout, order=order)
             if self._progress is not None:
                 self._progress.add(rollout)
             group.rollouts[index] = rollout

@@ -18,7 +18,8 @@ class TokenWatch:
     """Counts over the rollouts of a run, and a warning for each kind of silent failure, once.
 
     Attributes:
-        patience: rollouts with tools on offer, and no call, before the warning.
+        patience: rollouts with tools on offer, and no call, before the warning. Those that were started first
+            must be among them: who calls no tool is done sooner than who does.
         least_unparsed: pieces of tool-call markup that did not parse, and more than did, before the warning.
     """
 
@@ -27,6 +28,7 @@ class TokenWatch:
     rollouts: int = 0
     model_calls: int = 0
     tool_rollouts: int = 0
+    first_rollouts: int = 0
     tool_calls: int = 0
     unparsed_calls: int = 0
     forks: int = 0
@@ -42,10 +44,16 @@ class TokenWatch:
             watch.count(rollout)
         return watch
 
-    def add(self, rollout: Rollout) -> None:
-        """Count a finished rollout, and warn of what has become likely."""
+    def add(self, rollout: Rollout, *, order: int) -> None:
+        """Count a finished rollout, and warn of what has become likely.
+
+        Args:
+            rollout: it.
+            order: how many were started before it.
+        """
         self.count(rollout)
-        if self.tool_calls == 0 and self.tool_rollouts >= self.patience:
+        self.first_rollouts += order < self.patience
+        if self.tool_calls == 0 and self.tool_rollouts >= self.patience == self.first_rollouts:
             self._warn(
                 "tools",
                 "%d rollouts had tools on offer and none was called; does the chat template show them, and "

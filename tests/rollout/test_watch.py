@@ -22,8 +22,8 @@ def rollout(**metrics: float) -> Rollout:
 
 def test_tools_that_nobody_calls_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch(patience=3)
-    for _ in range(5):
-        watch.add(rollout(tools_offered=2.0, tool_calls=0.0))
+    for order in range(5):
+        watch.add(rollout(tools_offered=2.0, tool_calls=0.0), order=order)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "3 rollouts had tools on offer and none was called" in record.getMessage()
@@ -31,34 +31,43 @@ def test_tools_that_nobody_calls_are_warned_of_once(caplog: pytest.LogCaptureFix
 
 def test_a_single_call_is_enough(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch(patience=3)
-    watch.add(rollout(tools_offered=2.0, tool_calls=1.0))
-    for _ in range(5):
-        watch.add(rollout(tools_offered=2.0, tool_calls=0.0))
+    watch.add(rollout(tools_offered=2.0, tool_calls=1.0), order=5)
+    for order in range(5):
+        watch.add(rollout(tools_offered=2.0, tool_calls=0.0), order=order)
     assert caplog.records == []
+
+
+def test_who_calls_a_tool_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    watch = TokenWatch(patience=3)
+    for order in (0, 2, 3, 4, 5, 6):  # whoever calls no tool is done sooner
+        watch.add(rollout(tools_offered=2.0, tool_calls=0.0), order=order)
+    assert caplog.records == []
+    watch.add(rollout(tools_offered=2.0, tool_calls=0.0), order=1)
+    assert len(caplog.records) == 1
 
 
 def test_rollouts_without_tools_or_calls_do_not_count(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch(patience=1)
-    watch.add(rollout(tools_offered=0.0))
+    watch.add(rollout(tools_offered=0.0), order=0)
     failed = rollout(tools_offered=2.0)
     failed.model_calls.clear()
-    watch.add(failed)
+    watch.add(failed, order=1)
     assert caplog.records == []
 
 
 def test_markup_and_drift_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch()
-    watch.add(rollout(unparsed_calls=2.0, forks=1.0, unreported_forks=1.0, lost_states=1.0))
-    watch.add(rollout(unparsed_calls=6.0))
-    watch.add(rollout(unparsed_calls=1.0))
+    watch.add(rollout(unparsed_calls=2.0, forks=1.0, unreported_forks=1.0, lost_states=1.0), order=0)
+    watch.add(rollout(unparsed_calls=6.0), order=1)
+    watch.add(rollout(unparsed_calls=1.0), order=2)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["a", "most"]
     assert watch.metrics() == {"forks": 1, "unreported_forks": 1, "unparsed_calls": 9, "lost_states": 1}
 
 
 def test_a_few_calls_that_do_not_parse_are_a_policys_own(caplog: pytest.LogCaptureFixture) -> None:
     watch = TokenWatch()
-    for _ in range(100):
-        watch.add(rollout(unparsed_calls=1.0, tool_calls=3.0))
+    for order in range(100):
+        watch.add(rollout(unparsed_calls=1.0, tool_calls=3.0), order=order)
     assert caplog.records == []
 
 
