@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.rendering.attribution import Marks, Span
+from backends.rendering.cache import RenderCache
 from backends.rendering.chat import chat_messages, chat_tools, is_policy_item
 from backends.rendering.chat_template import ChatTemplate
 from backends.rendering.encoding import Encoder
@@ -28,6 +29,8 @@ __all__ = ["TemplateRenderer"]
 
 _log = logging.getLogger(__name__)
 
+_CHANCE = ("strftime_now", "random")
+"""What makes a template render the same messages differently another time."""
 _REWRITTEN = "the template rewrites its messages: special tokens in them stay special"
 
 
@@ -71,6 +74,8 @@ class TemplateRenderer:
         self.template_kwargs = {**(kept or {}), **(template_kwargs or {})}
         encoder: Any = tokenizer
         self._encoder = Encoder(tokenizer)
+        changing = any(word in self.template.source for word in _CHANCE)
+        self._cache = None if changing else RenderCache(self._render)
         special = self._encoder.special
         self._ends = TurnEnds(special, opens_next=opens_next(self.template, special))
         self._header = header_of(self.template, special)
@@ -134,6 +139,11 @@ class TemplateRenderer:
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render everything, up to and including the generation prompt."""
+        if self._cache is None:
+            return self._render(conversation)
+        return self._cache.render(conversation, self.settings(conversation))
+
+    def _render(self, conversation: Conversation) -> Rendered:
         text = self._apply(chat_messages(conversation.items, conversation.instructions), conversation, True)
         spans = self._spans(conversation, text)
         missing = left_out(conversation, 0, text, spans)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -45,11 +48,29 @@ class ServerConfig:
 async def serve(model: PolicyConfig, config: ServerConfig) -> None:
     """Serve until SIGTERM or SIGINT; then drain requests in flight and stop.
 
+    Until then, Python's garbage collector leaves alone what the process held when the server started.
+
     Raises:
         ConfigurationError: the model cannot be loaded, or the address cannot be listened on.
     """
     async with open_policy(model) as policy:
-        await _serve(policy, model, config)
+        with _frozen():
+            await _serve(policy, model, config)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Take what was loaded out of the garbage collector's sight.
+
+    Some 200,000 objects of torch and transformers stay for good. To look through them all takes 0.1 s, in
+    which every request stands still, and happens again every few thousand requests.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _serve(policy: Policy, model: PolicyConfig, config: ServerConfig) -> None:

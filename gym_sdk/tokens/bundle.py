@@ -86,8 +86,10 @@ def check_generation(
             f"{count} generation_token_ids; there must be one for each sampled token"
         )
     check_ids(token_ids, "generation_token_ids")
-    for index, value in enumerate(log_probs):
-        if not -math.inf < value <= _MAX_LOG_PROB:  # NaN compares false
+    if not all(map(math.isfinite, log_probs)) or max(log_probs, default=0.0) > _MAX_LOG_PROB:
+        for index, value in enumerate(log_probs):
+            if -math.inf < value <= _MAX_LOG_PROB:  # NaN compares false
+                continue
             raise TokenContractError(
                 f"generation_log_probs[{index}] is {value}; the natural-log probability of a sampled token "
                 "is finite and at most 0"
