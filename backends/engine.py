@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from gym_sdk.errors import ConfigurationError, ContextOverflowError
+from gym_sdk.schema.weights import AdapterWeights, BroadcastWeights, TensorSpec, WeightsGroup
 from gym_sdk.tokens import WeightSpan
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "AdapterWeights",
+    "BroadcastWeights",
     "Engine",
     "EngineInfo",
     "FinishReason",
@@ -23,9 +26,13 @@ __all__ = [
     "GenerationChunk",
     "GenerationRequest",
     "PauseMode",
+    "RemoteEngine",
+    "ReplicaInfo",
     "SamplingParams",
+    "TensorSpec",
     "TensorWeights",
     "WeightSource",
+    "WeightsGroup",
     "check_room",
 ]
 
@@ -86,11 +93,13 @@ class GenerationRequest:
     Attributes:
         request_id: names the request for `abort`; unique among those in flight.
         prompt_token_ids: length P, at least 1.
+        affinity: requests that share it are likely to share a prefix, such as those of one conversation.
     """
 
     request_id: str
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    affinity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +133,34 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """One of the servers behind an engine.
+
+    Attributes:
+        url: its address.
+        serves: whether it gets requests.
+        running: how many it has.
+        restarts: how often it was started again, if it was started here.
+        problem: why it gets no requests; None if it does.
+    """
+
+    url: str
+    serves: bool
+    running: int
+    restarts: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a caller must know to send valid requests."""
+    """What a caller must know to send valid requests, and how the engine is."""
 
     vocab_size: int
     context_length: int
     weight_version: str
     running: int = 0
     waiting: int = 0
+    replicas: tuple[ReplicaInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +177,8 @@ class TensorWeights:
     tensors: Mapping[str, torch.Tensor]
 
 
-WeightSource: TypeAlias = FolderWeights | TensorWeights
+WeightSource: TypeAlias = FolderWeights | TensorWeights | BroadcastWeights | AdapterWeights
+"""Every engine takes the first two; the others are for engines in processes of their own (`RemoteEngine`)."""
 
 
 @runtime_checkable
@@ -203,6 +233,31 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Abort everything and free the engine."""
+        ...
+
+
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """An engine in other processes than the trainer's, which may join its process groups."""
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks the engine takes in a group."""
+        ...
+
+    async def join_group(self, group: WeightsGroup) -> None:
+        """Join a group whose rank 0 is listening already; return when all ranks are there.
+
+        Raises:
+            ConfigurationError: this engine cannot be in a group.
+            PolicyError: it did not come together.
+            TransportError: the engine does not answer.
+            DeadlineError: it did not come together in time.
+        """
+        ...
+
+    async def leave_group(self, name: str) -> None:
+        """Leave a group; without effect on one that is not known (any more)."""
         ...
 
 

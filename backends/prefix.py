@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 from backends.ids import is_own_id
@@ -54,6 +56,15 @@ class Prompt:
     parent: KnownCall | None = None
     known_items: int = 0
     fork: str | None = None
+
+    @property
+    def affinity(self) -> str:
+        """Names what shares this prompt's beginning: the prompt with which the conversation began."""
+        ids = self.token_ids
+        if self.parent is not None:
+            *_, first = self.parent.chain()
+            ids = first.tokens.prompt_token_ids
+        return blake2b(array("q", ids).tobytes(), digest_size=16).hexdigest()
 
     def tokens_of(
         self,

@@ -29,12 +29,12 @@ from gym_sdk.rollout import (
 )
 from gym_sdk.rollout.stream import as_task
 from gym_sdk.schema import Response, ResponseRequest, Rollout, Task, TokenForm, as_items
+from gym_sdk.schema.weights import WeightsGroup
 from gym_sdk.tools import ToolLike, resolve_tools
-from gym_sdk.transport import ServingTransport, Transport, with_retries
+from gym_sdk.transport import AnyWeights, ServingTransport, Transport, with_retries
 from gym_sdk.verifiers import Verifier
 
 if TYPE_CHECKING:
-    import torch
     from openai import AsyncOpenAI
 
     from gym_sdk.capture import CaptureSession
@@ -102,7 +102,8 @@ class GymClient:
             retry: how infrastructure failures are tried again.
             progress: told what the tiny policy's making is at, and the share that is done.
             **options: further fields of `backends.loading.PolicyConfig`, e.g.
-                `rendering=RenderingConfig(thinking="template")`.
+                `rendering=RenderingConfig(thinking="template")`, or `backend="sglang"`, which launches SGLang
+                instead, or connects to it (`sglang=SGLangOptions(...)`).
         """
         from gym_sdk.transport.local import LocalTransport
 
@@ -342,7 +343,7 @@ class GymClient:
 
     async def update_weights(
         self,
-        source: str | Path | Mapping[str, torch.Tensor],
+        source: AnyWeights,
         *,
         version: str,
         deadline_s: float = 600.0,
@@ -350,8 +351,8 @@ class GymClient:
         """Replace the policy's weights.
 
         Args:
-            source: a folder in the Hugging Face layout that the server sees, or (embedded engine only)
-                tensors by parameter name.
+            source: a folder in the Hugging Face layout that the server sees; tensors by parameter name; or,
+                with SGLang, an `AdapterWeights` or a `BroadcastWeights` (see `gym_sdk.grpo.BroadcastSync`).
             version: labels the tokens that these weights will sample.
             deadline_s: how long it may take, in seconds.
 
@@ -365,6 +366,39 @@ class GymClient:
             await self.transport.update_weights(source, version=version)
         if scope.cancelled_caught:
             raise DeadlineError("the weight update", seconds=deadline_s)
+
+    async def weight_ranks(self) -> int:
+        """Return how many ranks the policy's engine takes in a weights group.
+
+        Raises:
+            ConfigurationError: the engine is embedded, and joins none.
+            PolicyError: the server's engine joins none.
+            TransportError: the server was not reached.
+        """
+        self._check_open()
+        return await self.transport.weight_ranks()
+
+    async def join_weights_group(self, group: WeightsGroup, *, deadline_s: float = 120.0) -> None:
+        """Have the policy's engine join a process group, over which `BroadcastWeights` come.
+
+        Rank 0 must be listening already; this returns when all ranks are there.
+
+        Raises:
+            ConfigurationError: the engine is embedded, and joins none.
+            PolicyError: the group did not come together, or the server's engine joins none.
+            TransportError: the server was not reached.
+            DeadlineError: it took longer than `deadline_s` seconds.
+        """
+        self._check_open()
+        with anyio.move_on_after(deadline_s) as scope:
+            await self.transport.join_weights_group(group)
+        if scope.cancelled_caught:
+            raise DeadlineError("the weights group's coming together", seconds=deadline_s)
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Have the policy's engine leave a group; without effect on one that it does not know (any more)."""
+        self._check_open()
+        await self.transport.leave_weights_group(name)
 
     def openai(self) -> AsyncOpenAI:
         """Return the openai package's client for the same server; close it yourself.

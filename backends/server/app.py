@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, and SGLang's for weights and pauses."""
+"""The routes: OpenAI's, and SGLang's for pauses; those for weights are in `weights.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 from aiohttp import web
 
@@ -23,6 +22,7 @@ from backends.server.answering import (
 from backends.server.capture import CaptureLimits
 from backends.server.captures import CaptureStore
 from backends.server.errors import error_middleware, json_response
+from backends.server.weights import WeightLimits, add_weight_routes
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import TokenForm
 
@@ -37,6 +37,7 @@ def make_app(
     captures: CaptureLimits | None = None,
     keep_alive_s: float = 15.0,
     token_form: TokenForm = "item",
+    weights: WeightLimits | None = None,
 ) -> web.Application:
     """Return the application over a policy. The policy stays the caller's to close.
 
@@ -45,6 +46,7 @@ def make_app(
         captures: how much is kept of captured rollouts.
         keep_alive_s: how often a stream that waits for its generation says that it is alive.
         token_form: where responses carry their tokens, unless a request's header says otherwise.
+        weights: how much room tensors get that are sent as a body.
     """
     app = web.Application(middlewares=[error_middleware], client_max_size=_MAX_BODY_BYTES)
     app[POLICY] = policy
@@ -62,12 +64,12 @@ def make_app(
             web.get("/rollouts/{rollout_id}", _read_capture),
             web.delete("/rollouts/{rollout_id}", _end_capture),
             web.get("/health", _health),
-            web.post("/update_weights_from_disk", _update_weights_from_disk),
             web.post("/pause_generation", _pause_generation),
             web.post("/continue_generation", _continue_generation),
             web.post("/abort_request", _abort_request),
         ]
     )
+    add_weight_routes(app, weights)
     return app
 
 
@@ -133,29 +135,20 @@ async def _models(request: web.Request) -> web.Response:
 async def _health(request: web.Request) -> web.Response:
     policy = request.app[POLICY]
     info = policy.engine.info
+    served = not info.replicas or any(replica.serves for replica in info.replicas)
     return json_response(
         {
-            "status": "ok",
+            "status": "ok" if served else "waiting for SGLang",
             "model": policy.name,
+            "parser": policy.reader.name,
             "weight_version": info.weight_version,
             "running": info.running,
             "waiting": info.waiting,
+            "replicas": info.replicas,
             "captures": len(request.app[CAPTURES]),
             "stats": policy.stats,
         }
     )
-
-
-async def _update_weights_from_disk(request: web.Request) -> web.Response:
-    body = await read_body(request)
-    path, version = body.get("model_path"), body.get("weight_version")
-    if not isinstance(path, str):
-        raise PolicyError("model_path must name a folder on this machine", param="model_path")
-    if not isinstance(version, str):
-        raise PolicyError("weight_version must be text that labels these weights", param="weight_version")
-    policy = request.app[POLICY]
-    await policy.update_weights(Path(path), version=version)
-    return json_response({"success": True, "weight_version": policy.engine.info.weight_version})
 
 
 async def _pause_generation(request: web.Request) -> web.Response:

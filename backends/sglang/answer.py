@@ -57,10 +57,11 @@ def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
         meta = body["meta_info"]
         finish_reason, stop_id = _finish(meta["finish_reason"])
         token_ids = list(body["output_ids"])
-        pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
+        entries = meta.get("output_token_logprobs") or ()
+        scored = [entry[1] for entry in entries]
         answer = Answer(
             token_ids=token_ids,
-            log_probs=[float(value) for value, _ in pairs],
+            log_probs=[float(entry[0]) for entry in entries],
             version=str(meta["weight_version"]),
             spans=_spans(meta, len(token_ids)) if finish_reason is not None else None,
             finish_reason=finish_reason,
@@ -75,7 +76,7 @@ def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
             f"SGLang's /generate answered with no generation ({type(error).__name__}: {error}): {text}",
             retryable=False,
         ) from error
-    _check(answer, [token for _, token in pairs], vocab_size)
+    _check(answer, scored, vocab_size)
     return answer
 
 
@@ -117,7 +118,7 @@ def _check(answer: Answer, scored: list[int], vocab_size: int) -> None:
         )
     if answer.token_ids and max(answer.token_ids) >= vocab_size:
         raise TokenContractError(f"SGLang sampled an id outside the vocabulary of {vocab_size} ids")
-    if not all(math.isfinite(value) for value in answer.log_probs):
+    if not all(map(math.isfinite, answer.log_probs)):
         raise TokenContractError("SGLang reports a log-prob that is not finite")
     check_generation(answer.token_ids, answer.log_probs, answer.spans or ())
     if answer.stop_id is not None and answer.token_ids[-1:] != [answer.stop_id]:

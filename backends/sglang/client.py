@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,13 +20,22 @@ from gym_sdk.errors import (
     TransportError,
 )
 
-__all__ = ["SGLangClient", "refusal"]
+__all__ = ["SGLangClient", "UnreachableError", "clean_address", "refusal"]
 
 _RETRYABLE = frozenset({408, 425, 429})
 _TOO_LONG = ("maximum allowed length", "longer than the model's context length", "maximum context length")
 _FIRST_DELAY_S = 0.1
+_LARGE = 2**18
+_IDLE_S = 1.0
 
 _T = TypeVar("_T")
+
+
+class UnreachableError(TransportError):
+    """No connection could be made: nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
 
 
 class SGLangClient:
@@ -49,19 +59,16 @@ class SGLangClient:
         config: SGLangConfig | None = None,
         diagnose: Callable[[], str | None] | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(
-                f"SGLang's address must be one such as http://localhost:30000, not {url!r}"
-            )
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = clean_address(url)
         self.config = config or SGLangConfig()
         self._diagnose = diagnose
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self._session = aiohttp.ClientSession(
-            # aiohttp's default of 100 connections would hold back the rest of a large batch
-            connector=aiohttp.TCPConnector(limit=0),
+            # aiohttp's default of 100 connections would hold back the rest of a large batch; SGLang closes
+            # those that are idle for 5 s, and a request that meets the close is lost
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -136,7 +143,9 @@ class SGLangClient:
         """Wait for the answer's head; try again where the connection was refused."""
         for attempt in range(self.config.refused_retries + 1):
             try:
-                return await self._session.request(method, self.url + path, data=body)
+                # a large body goes out in pieces, between which others have their turn
+                data = io.BytesIO(body) if body is not None and len(body) > _LARGE else body
+                return await self._session.request(method, self.url + path, data=data)
             except aiohttp.ClientConnectorError as error:
                 if attempt == self.config.refused_retries:
                     raise self._lost(path, error) from error
@@ -164,11 +173,23 @@ class SGLangClient:
     def _lost(self, path: str, cause: Exception | str) -> GymError:
         if self._session.closed:
             return GymError("the engine is closed")
-        if isinstance(cause, Exception):
-            cause = f"{type(cause).__name__}: {cause}"
+        what = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else cause
         why = self._diagnose() if self._diagnose is not None else None
-        message = f"no answer from SGLang at {self.url}{path}: {cause}" + (f"; {why}" if why else "")
+        message = f"no answer from SGLang at {self.url}{path}: {what}" + (f"; {why}" if why else "")
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            return UnreachableError(message)
         return TransportError(message, retryable=True)
+
+
+def clean_address(url: str) -> str:
+    """Return the root of an SGLang server, without a slash or `/v1` at its end.
+
+    Raises:
+        ConfigurationError: it is not an HTTP address.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"SGLang's address must be one such as http://localhost:30000, not {url!r}")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def refusal(path: str, status: int, data: bytes | str) -> GymError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from backends.engine import (
+    AdapterWeights,
+    BroadcastWeights,
     EngineInfo,
     FinishReason,
     FolderWeights,
@@ -16,6 +18,8 @@ from backends.engine import (
     GenerationChunk,
     GenerationRequest,
     PauseMode,
+    TensorWeights,
+    WeightsGroup,
     WeightSource,
 )
 from backends.sglang.answer import Answer, read_answer
@@ -25,7 +29,11 @@ from backends.sglang.control import Control
 from backends.sglang.facts import Facts, check_log_probs, learn
 from backends.sglang.flight import Flight, Flights, chunks
 from backends.sglang.request import check_prompt, check_sampling, generate_body
-from gym_sdk.errors import ConfigurationError, GymError, TransportError
+from backends.sglang.weights.adapters import Adapters
+from backends.sglang.weights.carriers import BroadcastCarrier, Carrier, FolderCarrier, TensorCarrier
+from backends.sglang.weights.groups import Groups
+from gym_sdk.errors import GymError, PolicyError, TransportError
+from gym_sdk.schema.weights import WEIGHTS_GROUP_UNKNOWN
 
 __all__ = ["SGLangEngine"]
 
@@ -40,6 +48,11 @@ class SGLangEngine:
     this engine's requests. What SGLang would ignore or answer otherwise is refused by name: a seed, unless it
     runs with `--enable-deterministic-inference`, and temperatures between 0 and 1e-6.
 
+    New weights come as a folder, as tensors, by broadcast in a process group, or as a LoRA adapter on top of
+    the present ones. If an update fails in the middle and the old weights cannot be brought back, `unfit`
+    says so, and nothing is sampled until an update succeeds. An adapter belongs to the engine that loaded
+    it: others on the same server go on with the base model.
+
     Lost connections raise `TransportError(retryable=True)`: the request may be sent again. The engine itself
     sends again only what reached nobody.
     """
@@ -48,7 +61,9 @@ class SGLangEngine:
         self.facts = facts
         self._client = client
         self._flights = Flights(client)
-        self._control = Control(client, facts, self._flights)
+        self._adapters = Adapters(client, facts, self._flights)
+        self._control = Control(client, facts, self._flights, self._adapters)
+        self._groups = Groups(client, facts)
         self._closed = False
 
     @classmethod
@@ -117,7 +132,7 @@ class SGLangEngine:
                     self._take(flight, answer)
             return flight.generation()
         finally:
-            self._flights.remove(flight)
+            self._leave(flight)
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """Generate and yield chunks as they are sampled; raises as `generate` does.
@@ -144,7 +159,7 @@ class SGLangEngine:
                     sent += len(chunk.token_ids)
                     yield chunk
         finally:
-            self._flights.remove(flight)
+            self._leave(flight)
 
     async def abort(self, request_id: str | None = None) -> int:
         """Abort one request, or all of this engine; return how many. They end with `FinishReason.ABORT`.
@@ -168,23 +183,67 @@ class SGLangEngine:
         """Resume after `pause`; without effect if not paused."""
         await self._control.resume()
 
+    @property
+    def unfit(self) -> str | None:
+        """Why SGLang's weights may not be sampled from; None if they may."""
+        return self._control.unfit
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks SGLang takes in a process group."""
+        return self.facts.ranks
+
+    async def join_group(self, group: WeightsGroup) -> None:
+        """Join a group whose rank 0 is listening already; return when all ranks are there.
+
+        Raises:
+            ConfigurationError: SGLang is divided in a way in which it takes no broadcasts, or the group has
+                no room for its ranks.
+            PolicyError: it did not come together.
+            TransportError: SGLang does not answer.
+            DeadlineError: it did not come together within `SGLangConfig.control_s`.
+        """
+        await self._groups.join(group)
+
+    async def leave_group(self, name: str) -> None:
+        """Leave a group; without effect on one that SGLang does not know (any more)."""
+        await self._groups.leave(name)
+
     async def update_weights(self, source: WeightSource, *, version: str) -> None:
         """Replace the weights between two sampling steps, and flush every cache of the old ones.
 
-        Generation stands still while SGLang reads the folder, which both sides must see under the same path.
-        Whatever happens, it continues afterwards, unless it was paused before.
+        Names, types and shapes are compared with the model's before anything is touched. Generation stands
+        still while full weights are on their way, and continues afterwards, whatever happens, unless it was
+        paused before. Another update waits until this one is over.
+
+        An adapter pauses nothing: new requests are sampled with it, running ones finish with what they began
+        with. Full weights drop it; generations on it then end by a retryable `TransportError`.
+
+        Args:
+            source: a folder that SGLang sees under the same path; tensors; a broadcast in a group that was
+                joined; or an adapter's folder, which SGLang sees, too.
+            version: labels the tokens that these weights sample.
 
         Raises:
-            CheckpointError: the folder is damaged or of another model; the old weights keep serving.
-            ConfigurationError: the source is no folder.
-            TransportError: SGLang does not answer.
-            GymError: the old weights could not be brought back.
+            CheckpointError: the source is damaged or of another model; the old weights keep serving.
+            ConfigurationError: SGLang takes no such source.
+            PolicyError: the group is not known (`weights_group_unknown`); nothing has happened.
+            TransportError: SGLang does not answer; the message says which weights serve.
+            DeadlineError: it took longer than `SGLangConfig.update_s`; likewise.
+            GymError: the old weights could not be brought back; see `unfit`.
         """
-        if not isinstance(source, FolderWeights):
-            raise ConfigurationError(
-                "this engine takes weights from a folder that SGLang sees (FolderSync), not tensors"
-            )
-        await self._control.update(source.path.absolute(), version)
+        match source:
+            case FolderWeights():
+                carrier: Carrier = FolderCarrier(self._client, self.facts, source.path.absolute())
+            case TensorWeights():
+                carrier = TensorCarrier(self._client, self.facts, source)
+            case BroadcastWeights():
+                await self._broadcast(source, version)
+                return
+            case AdapterWeights():
+                await self._control.adapt(source.path.absolute(), version)
+                return
+        await self._control.update(carrier, version)
 
     async def aclose(self) -> None:
         """Abort this engine's requests and close its connections; SGLang keeps running."""
@@ -194,7 +253,17 @@ class SGLangEngine:
         for flight in self._flights:
             flight.end_here()
         await self._flights.aclose()
+        await self._adapters.aclose()
         await self._client.aclose()
+
+    async def drop(self, error: GymError) -> None:
+        """Close at once, where SGLang is lost: what is in flight ends with this error."""
+        self._closed = True
+        self._flights.fail(error)
+        await self._flights.ended(list(self._flights), _CLOSE_S)
+        await self._client.aclose()
+        await self._flights.aclose()
+        await self._adapters.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,6 +279,7 @@ class SGLangEngine:
     def _admit(self, request: GenerationRequest) -> Flight:
         if self._closed:
             raise GymError("the engine is closed")
+        self._control.check_fit()
         length, sampling = self.facts.context_length, request.sampling
         prompt = check_prompt(request, vocab_size=self.facts.vocab_size, context_length=length)
         check_sampling(sampling, seeded=self.facts.seeded)
@@ -222,6 +292,7 @@ class SGLangEngine:
             limit=limit,
             version=self._control.version,
             epoch=self._control.epoch,
+            adapter=self._adapters.current,
             gated=self._control.closed,
         )
         self._flights.add(flight)
@@ -236,30 +307,49 @@ class SGLangEngine:
             max_new_tokens=flight.room,
             seeded=self.facts.seeded,
             stream=stream,
+            adapter=None if flight.adapter is None else flight.adapter.name,
         )
+
+    def _read(self, flight: Flight, body: Mapping[str, Any]) -> Answer:
+        answer = read_answer(body, vocab_size=self.facts.vocab_size)
+        return answer if flight.adapter is None else flight.adapter.relabelled(answer)
 
     async def _answer(self, flight: Flight) -> Answer:
         """Have one round generated."""
+        await flight.opened(self._client.config.generate_s)
         body = self._body(flight, stream=False)
         with flight.settling():
             answer = await self._client.post("/generate", body, within_s=self._client.config.generate_s)
         flight.settled = True
-        return read_answer(answer, vocab_size=self.facts.vocab_size)
+        return self._read(flight, answer)
 
     async def _answers(self, flight: Flight) -> AsyncGenerator[Answer, None]:
         """Yield the answers of one round, the last of which has a finish reason."""
         if self.facts.incremental:
             yield await self._answer(flight)
             return
+        await flight.opened(self._client.config.generate_s)
         body = self._body(flight, stream=True)
         with flight.settling():
             async with aclosing(self._client.events("/generate", body)) as events:
                 async for event in events:
-                    yield read_answer(event, vocab_size=self.facts.vocab_size)
+                    yield self._read(flight, event)
             raise TransportError("SGLang's stream ended before the generation did", retryable=True)
 
     def _take(self, flight: Flight, answer: Answer) -> None:
         flight.add(answer)
-        if flight.epoch == self._control.epoch and answer.finish_reason is not FinishReason.ABORT:
-            # somebody else may have replaced the weights
-            self._control.version = answer.version
+        if answer.finish_reason is not FinishReason.ABORT:
+            self._control.noticed(flight, answer)
+
+    def _leave(self, flight: Flight) -> None:
+        self._flights.remove(flight)
+        self._adapters.sweep()
+
+    async def _broadcast(self, source: BroadcastWeights, version: str) -> None:
+        self._groups.check(source.group)
+        try:
+            await self._control.update(BroadcastCarrier(self._client, self.facts, source), version)
+        except PolicyError as error:
+            if error.code == WEIGHTS_GROUP_UNKNOWN:
+                self._groups.forget(source.group)
+            raise

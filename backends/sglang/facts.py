@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.sglang.client import SGLangClient
-from backends.sglang.weights import Signature, signature_of
+from backends.sglang.weights.adapter import LoRALimits
+from backends.sglang.weights.signature import Signature, signature_of
 from gym_sdk.errors import CheckpointError, ConfigurationError, TransportError
 
 __all__ = ["SUPPORTED", "Facts", "check_log_probs", "learn", "supported_version"]
@@ -36,6 +37,13 @@ class Facts:
         signature: names and shapes of its tensors; None where this process sees neither folder.
         seeded: whether it honours seeds.
         incremental: whether its streams send only what is new.
+        unchanged: whether the weights are still those of the folder that it was started with.
+        tp_size: how many processes share the tensors of a layer.
+        pp_size: how many processes share the layers.
+        dp_size: how many copies of the model there are behind the one address.
+        lora: which adapters it takes; None if it takes none.
+        tool_parser: its parser of tool calls; None if it was started without one.
+        reasoning_parser: its parser of thinking; None if it was started without one.
     """
 
     version: str
@@ -46,6 +54,29 @@ class Facts:
     signature: Signature | None
     seeded: bool
     incremental: bool
+    unchanged: bool = False
+    tp_size: int = 1
+    pp_size: int = 1
+    dp_size: int = 1
+    lora: LoRALimits | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many processes hold a part of the model."""
+        return self.tp_size * self.pp_size
+
+    def check_alone(self, what: str) -> None:
+        """See that SGLang is divided in no way in which it does not take `what`.
+
+        Raises:
+            ConfigurationError: it is.
+        """
+        if self.dp_size > 1:  # SGLang's own assertion
+            raise ConfigurationError(f"SGLang takes no {what} with --dp-size above 1; push a folder")
+        if self.pp_size > 1:  # its stages would all claim the same rank
+            raise ConfigurationError(f"SGLang takes no {what} with --pp-size above 1; push a folder")
 
 
 def supported_version(version: str) -> bool:
@@ -96,6 +127,14 @@ async def learn(client: SGLangClient, *, model: str | Path | None = None) -> Fac
         signature=await asyncio.to_thread(_signature, Path(path), folder),
         seeded=bool(server.get("enable_deterministic_inference")),
         incremental=bool(server.get("incremental_streaming_output")),
+        unchanged=(str(server.get("model_path")), str(server.get("weight_version")))
+        == (path, weight_version),
+        tp_size=int(server.get("tp_size") or 1),
+        pp_size=int(server.get("pp_size") or 1),
+        dp_size=int(server.get("dp_size") or 1),
+        lora=_lora(server),
+        tool_parser=server.get("tool_call_parser") or None,
+        reasoning_parser=server.get("reasoning_parser") or None,
     )
 
 
@@ -166,6 +205,16 @@ def _configured_vocab_size(folder: Path) -> int:
             "name the folder of the model that SGLang serves"
         ) from error
     return int(size)
+
+
+def _lora(server: Mapping[str, Any]) -> LoRALimits | None:
+    if not server.get("enable_lora"):
+        return None
+    rank, modules = server.get("max_lora_rank"), frozenset(map(str, server.get("lora_target_modules") or ()))
+    return LoRALimits(
+        max_rank=None if rank is None else int(rank),
+        modules=None if not modules or "all" in modules else modules,
+    )
 
 
 def _signature(*folders: Path) -> Signature | None:

@@ -14,7 +14,8 @@ import anyio
 from backends.engine import FinishReason, Generation, GenerationChunk, GenerationRequest
 from backends.sglang.answer import Answer
 from backends.sglang.client import SGLangClient
-from gym_sdk.errors import ConfigurationError, GymError, PolicyError, TransportError
+from backends.sglang.weights.adapter import Adapter
+from gym_sdk.errors import ConfigurationError, DeadlineError, GymError, PolicyError, TransportError
 from gym_sdk.tokens import WeightSpan
 
 __all__ = ["Flight", "Flights", "chunks"]
@@ -43,7 +44,7 @@ class Flight:
         rid: its name in SGLang, in this round.
         version: what sampled its first tokens, as far as is known.
         epoch: how many updates of the weights had happened when it began.
-        gated: whether it arrived during a pause; SGLang then holds it where no abort reaches it.
+        adapter: the adapter that samples it, from its first token to its last; None is the base model.
         settled: whether SGLang has said its last word on this round.
         finish_reason: why it ended; None while it runs.
     """
@@ -56,14 +57,15 @@ class Flight:
         limit: int,
         version: str,
         epoch: int,
-        gated: bool,
+        adapter: Adapter | None = None,
+        gated: bool = False,
     ) -> None:
         self.request = request
         self.prompt = prompt
         self.limit = limit
         self.version = version
         self.epoch = epoch
-        self.gated = gated
+        self.adapter = adapter
         self.aborted = False
         self.settled = False
         self.finish_reason: FinishReason | None = None
@@ -74,6 +76,20 @@ class Flight:
         self._cached_tokens: int | None = None
         self._since = asyncio.get_running_loop().time()
         self._scope: anyio.CancelScope | None = None
+        self._error: GymError | None = None
+        self._open = asyncio.Event()
+        if not gated:
+            self._open.set()
+
+    @property
+    def gated(self) -> bool:
+        """Whether it arrived during a pause, and therefore has not been sent yet."""
+        return not self._open.is_set()
+
+    @property
+    def sent(self) -> bool:
+        """Whether SGLang may know of it."""
+        return bool(self.rid)
 
     @property
     def age_s(self) -> float:
@@ -93,11 +109,23 @@ class Flight:
         """How many tokens may still be generated."""
         return self.limit - len(self.token_ids)
 
-    def opened(self, version: str) -> None:
-        """Note that the pause in which it arrived is over."""
-        self.gated = False
-        self.version = version
-        self._since = asyncio.get_running_loop().time()
+    def open(self, version: str, epoch: int, adapter: Adapter | None) -> None:
+        """End the wait of a flight that arrived during a pause: these weights sample its first token."""
+        self.version, self.epoch, self.adapter = version, epoch, adapter
+        self._open.set()
+
+    async def opened(self, within_s: float) -> None:
+        """Wait until it may be sent.
+
+        Raises:
+            DeadlineError: the pause lasts longer than that.
+        """
+        if self.gated:
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._open.wait()
+            except TimeoutError as error:
+                raise DeadlineError("the end of the pause", seconds=within_s) from error
 
     @contextmanager
     def settling(self) -> Iterator[None]:
@@ -109,10 +137,24 @@ class Flight:
             raise
 
     async def wait(self, waiting: Awaitable[_T]) -> _T | None:
-        """Wait until SGLang answers; None if `end_here` comes first."""
+        """Wait until SGLang answers; None if `end_here` comes first.
+
+        Raises:
+            GymError: what `fail` was given.
+        """
         with anyio.CancelScope() as self._scope:
+            if self._error is not None:
+                self._scope.cancel()
             return await waiting
+        if self._error is not None:
+            raise self._error
         return None
+
+    def fail(self, error: GymError) -> None:
+        """Give up waiting for SGLang, and raise this instead of what it sampled."""
+        self._error = error
+        if self._scope is not None:
+            self._scope.cancel()
 
     def end_here(self) -> None:
         """Give up waiting for SGLang."""
@@ -195,7 +237,7 @@ class Flights:
     def remove(self, flight: Flight) -> None:
         """Let a flight go; what SGLang still does for it is aborted."""
         del self._flights[flight.request.request_id]
-        if not flight.settled and not flight.gated:
+        if flight.sent and not flight.settled:
             self._start(self._abort(flight, flight.rid, _AFTERWARDS))
 
     def abort(self, request_id: str | None) -> int:
@@ -203,11 +245,17 @@ class Flights:
         flights = [flight for flight in self if request_id in (None, flight.request.request_id)]
         for flight in flights:
             flight.aborted = True
-            if flight.gated:
-                flight.end_here()
-            else:
+            if flight.sent:
                 self._start(self._abort(flight, flight.rid, None))
+            else:  # an empty name would be the beginning of every name
+                flight.end_here()
         return len(flights)
+
+    def fail(self, error: GymError, *, adapted: bool = False) -> None:
+        """End all flights, or those on an adapter, by an error."""
+        for flight in self:
+            if flight.adapter is not None or not adapted:
+                flight.fail(error)
 
     async def ended(self, flights: list[Flight], within_s: float) -> bool:
         """Wait until some flights are gone; return whether they are."""

@@ -27,7 +27,7 @@ def check_prompt(request: GenerationRequest, *, vocab_size: int, context_length:
     ids = request.prompt_token_ids
     prompt = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     # the types one by one: JSON has no difference between True and 1, and SGLang takes 1.5 for a token
-    if {type(value) for value in prompt} != {int} or not 0 <= min(prompt) <= max(prompt) < vocab_size:
+    if set(map(type, prompt)) != {int} or not 0 <= min(prompt) <= max(prompt) < vocab_size:
         where = next(place for place, value in enumerate(prompt) if not _is_id(value, vocab_size))
         raise ConfigurationError(
             f"prompt_token_ids[{where}] is {prompt[where]!r}; "
@@ -73,6 +73,7 @@ def generate_body(
     max_new_tokens: int,
     seeded: bool,
     stream: bool,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """Return the body of `/generate`. What could come from a default of the server is said, too."""
     return {
@@ -82,6 +83,7 @@ def generate_body(
         # from the first prompt token on (0) they would defeat the prefix cache
         "logprob_start_len": -1,
         "stream": stream,
+        **({"lora_path": adapter} if adapter is not None else {}),
         "sampling_params": {
             "max_new_tokens": max_new_tokens,
             "temperature": sampling.temperature,

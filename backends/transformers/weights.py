@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from backends.engine import FolderWeights, WeightSource
+from backends.engine import FolderWeights, TensorWeights, WeightSource
 from backends.transformers.loading import read_tensors
-from gym_sdk.errors import CheckpointError
+from gym_sdk.errors import CheckpointError, ConfigurationError
 
 __all__ = ["WeightStage"]
 
@@ -26,12 +26,18 @@ class WeightStage:
 
     Raises:
         CheckpointError: the source cannot be read, or names or shapes differ.
+        ConfigurationError: it is neither a folder nor tensors.
     """
 
     def __init__(self, module: nn.Module, source: WeightSource) -> None:
         if isinstance(source, FolderWeights):
             where, tensors = str(source.path), dict(read_tensors(source.path))
             complete = True
+        elif not isinstance(source, TensorWeights):
+            raise ConfigurationError(
+                f"the embedded engine takes no {type(source).__name__}; push full weights, adapters merged, "
+                "as tensors (TensorSync) or as a folder (FolderSync)"
+            )
         else:
             where, tensors = "tensors", dict(source.tensors)
             complete = bool(tensors)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from gym_sdk.schema import Response, ResponseRequest, TokenForm
+from gym_sdk.schema.weights import AdapterWeights, BroadcastWeights, WeightsGroup
 
 if TYPE_CHECKING:
     import torch
 
     from gym_sdk.transport.http import HttpTransport
 
-__all__ = ["ServingTransport", "Transport"]
+__all__ = ["AnyWeights", "ServingTransport", "Transport"]
+
+AnyWeights: TypeAlias = "str | Path | Mapping[str, torch.Tensor] | BroadcastWeights | AdapterWeights"
+"""Where weights come from: a folder, tensors by name, a process group, an adapter's folder."""
 
 
 class Transport(Protocol):
@@ -37,13 +41,36 @@ class Transport(Protocol):
         """
         ...
 
-    async def update_weights(self, source: str | Path | Mapping[str, torch.Tensor], *, version: str) -> None:
-        """Replace the policy's weights from a folder, or from tensors where the transport can carry them.
+    async def update_weights(self, source: AnyWeights, *, version: str) -> None:
+        """Replace the policy's weights.
+
+        Args:
+            source: a folder that the policy's server sees, or tensors by name, or, where the engine is in
+                processes of its own, a broadcast or an adapter's folder.
+            version: labels the tokens that these weights sample.
 
         Raises:
             PolicyError: the weights cannot be used; the old ones keep serving.
             TransportError: as for `respond`.
         """
+        ...
+
+    async def weight_ranks(self) -> int:
+        """Return how many ranks the policy's engine takes in a weights group.
+
+        Raises:
+            ConfigurationError: it cannot be in one, and runs in this process.
+            PolicyError: it cannot be in one.
+            TransportError: as for `respond`.
+        """
+        ...
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Have the engine join a group whose rank 0 is listening already; raises as `weight_ranks` does."""
+        ...
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Have the engine leave a group, if it knows it; raises as `weight_ranks` does."""
         ...
 
     async def aclose(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import email.utils
 import time
-from collections.abc import Mapping
-from pathlib import Path
+import urllib.parse
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -20,6 +20,9 @@ from gym_sdk.errors import (
     TransportError,
 )
 from gym_sdk.schema import TOKEN_FORM_HEADER, Response, ResponseRequest, TokenForm
+from gym_sdk.schema.weights import AdapterWeights, BroadcastWeights, WeightsGroup
+from gym_sdk.transport.base import AnyWeights
+from gym_sdk.transport.tensors import TensorStream
 
 if TYPE_CHECKING:
     import torch
@@ -90,14 +93,47 @@ class HttpTransport:
                     raise cause from error
             raise TransportError(f"{url} answered with no Response: {error}", retryable=False) from error
 
-    async def update_weights(self, source: str | Path | Mapping[str, torch.Tensor], *, version: str) -> None:
-        """Tell the server to load a folder that it can see; see `Transport.update_weights`."""
-        if not isinstance(source, str | Path):
-            raise ConfigurationError(
-                "tensors cannot be sent over HTTP; save them to a folder that the server sees (FolderSync)"
-            )
-        body = {"model_path": str(source), "weight_version": version}
-        await self._post(f"{self.root_url}/update_weights_from_disk", to_json(body))
+    async def update_weights(self, source: AnyWeights, *, version: str) -> None:
+        """Tell the server where to find weights, or send it tensors; see `Transport.update_weights`.
+
+        Tensors must not change before this returns; of those on a GPU, one at a time is copied to the CPU.
+        """
+        if isinstance(source, Mapping):
+            await self._send_tensors(source, version)
+            return
+        match source:
+            case AdapterWeights():
+                route, body = "load_lora_adapter", {"lora_path": str(source.path)}
+            case BroadcastWeights():
+                route, body = "update_weights_from_distributed", _broadcast(source)
+            case _:
+                route, body = "update_weights_from_disk", {"model_path": str(source)}
+        await self._post(f"{self.root_url}/{route}", to_json({**body, "weight_version": version}))
+
+    async def weight_ranks(self) -> int:
+        """Ask the server; see `Transport.weight_ranks`."""
+        data = await self.fetch("GET", "/get_world_size")
+        try:
+            return int(from_json(data)["world_size"])
+        except (ValueError, TypeError, KeyError) as error:
+            text = data[:200]
+            raise TransportError(f"/get_world_size answered {text!r}, no size", retryable=False) from error
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Have the server's engine join; see `Transport.join_weights_group`."""
+        body = {
+            "group_name": group.name,
+            "master_address": group.address,
+            "master_port": group.port,
+            "backend": group.backend,
+            "rank_offset": group.first_rank,
+            "world_size": group.world_size,
+        }
+        await self._post(f"{self.root_url}/init_weights_update_group", to_json(body))
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Have the server's engine leave; see `Transport.leave_weights_group`."""
+        await self._post(f"{self.root_url}/destroy_weights_update_group", to_json({"group_name": name}))
 
     async def serving(self) -> HttpTransport:
         """Return this transport; see `ServingTransport`."""
@@ -121,13 +157,28 @@ class HttpTransport:
     async def _post(self, url: str, body: bytes) -> bytes:
         return await self._send("POST", url, body)
 
+    async def _send_tensors(self, tensors: Mapping[str, torch.Tensor], version: str) -> None:
+        stream = TensorStream.of(tensors)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(stream.nbytes)}
+        query = urllib.parse.urlencode({"weight_version": version})
+        url = f"{self.root_url}/update_weights_from_tensor?{query}"
+        # the server is asked first: one that refuses would close the connection under a large body
+        await self._send("POST", url, stream.pieces(), headers, expect100=True)
+
     async def _send(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | AsyncIterator[bytes | memoryview] | None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        expect100: bool = False,
     ) -> bytes:
         if self._session is None:
             raise ConfigurationError("the client is not open; use `async with GymClient(...) as client`")
+        sending = self._session.request(method, url, data=body, headers=headers, expect100=expect100)
         try:
-            async with self._session.request(method, url, data=body, headers=headers) as answer:
+            async with sending as answer:
                 data = await answer.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             message = f"no answer from {url}: {type(error).__name__}: {error}"
@@ -137,6 +188,16 @@ class HttpTransport:
         if answer.status >= 400:
             raise _refusal(url, answer.status, data, answer.headers.get("Retry-After"))
         return data
+
+
+def _broadcast(source: BroadcastWeights) -> dict[str, Any]:
+    return {
+        "names": [spec.name for spec in source.tensors],
+        "dtypes": [spec.dtype for spec in source.tensors],
+        "shapes": [list(spec.shape) for spec in source.tensors],
+        "group_name": source.group,
+        "bucket_bytes": source.bucket_bytes,
+    }
 
 
 def _refusal(url: str, status: int, data: bytes, retry_after: str | None) -> Exception:

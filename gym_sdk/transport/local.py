@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ import anyio.to_thread
 from backends.threads import spin_briefly
 from gym_sdk.errors import ConfigurationError
 from gym_sdk.schema import Response, ResponseRequest, TokenForm
+from gym_sdk.schema.weights import WeightsGroup
+from gym_sdk.transport.base import AnyWeights
 
 if TYPE_CHECKING:
-    import torch
-
     from backends.policy import Policy
     from gym_sdk.transport.http import HttpTransport
 
@@ -30,7 +30,8 @@ class LocalTransport:
         model: folder in the Hugging Face layout, or a name on the hub; None takes the tiny policy.
         name: the model's name in responses.
         progress: told what the tiny policy's making is at, and the share that is done.
-        **options: further fields of `backends.loading.PolicyConfig`, e.g. `device`, `dtype`, `rendering`.
+        **options: further fields of `backends.loading.PolicyConfig`, e.g. `device`, `dtype`, `rendering`, or
+            `backend="sglang"`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LocalTransport:
         self._options = options
         self._progress = progress
         self._policy: Policy | None = None
+        self._policy_stack = AsyncExitStack()
         self._server: HttpTransport | None = None
         self._server_lock = anyio.Lock()
         self._server_stack = AsyncExitStack()
@@ -68,29 +70,31 @@ class LocalTransport:
 
         Raises:
             ConfigurationError: the extra `[local]` is not installed, or the model cannot be loaded.
+            TransportError: SGLang does not answer.
+            DeadlineError: SGLang did not start in time.
         """
         if self._policy is not None:
             return
         spin_briefly()
         try:
-            from backends.loading import PolicyConfig, load_policy
+            from backends.loading import PolicyConfig, open_policy
             from backends.tiny import cached_tiny_policy
         except ImportError as error:
             raise ConfigurationError(
                 f'the embedded engine needs more packages: pip install "gym-sdk[local]" ({error})'
             ) from error
 
-        def load() -> Policy:
+        def configure() -> PolicyConfig:
             folder = self._model or cached_tiny_policy(progress=self._progress)
             try:
-                config = PolicyConfig(model=str(folder), name=self._name, **self._options)
+                return PolicyConfig(model=str(folder), name=self._name, **self._options)
             except TypeError as error:
                 raise ConfigurationError(
                     f"GymClient.local: {error}; see backends.loading.PolicyConfig"
                 ) from error
-            return load_policy(config)
 
-        self._policy = await anyio.to_thread.run_sync(load)
+        config = await anyio.to_thread.run_sync(configure)
+        self._policy = await self._policy_stack.enter_async_context(open_policy(config))
 
     async def respond(self, request: ResponseRequest, *, token_form: TokenForm = "item") -> Response:
         """Answer one request; see `Transport.respond`."""
@@ -99,14 +103,21 @@ class LocalTransport:
             response.output[-1] = response.output[-1].with_tokens(response.tokens)
         return response
 
-    async def update_weights(self, source: str | Path | Mapping[str, torch.Tensor], *, version: str) -> None:
+    async def update_weights(self, source: AnyWeights, *, version: str) -> None:
         """Load a folder, or copy tensors into the engine; see `Transport.update_weights`."""
-        from backends.engine import FolderWeights, TensorWeights
+        await self.policy.update_weights(source, version=version)
 
-        if isinstance(source, str | Path):
-            await self.policy.update_weights(FolderWeights(Path(source)), version=version)
-        else:
-            await self.policy.update_weights(TensorWeights(source), version=version)
+    async def weight_ranks(self) -> int:
+        """Ask the engine; see `Transport.weight_ranks`."""
+        return await self.policy.weight_ranks()
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Have the engine join; see `Transport.join_weights_group`."""
+        await self.policy.join_weights_group(group)
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Have the engine leave; see `Transport.leave_weights_group`."""
+        await self.policy.leave_weights_group(name)
 
     async def serving(self) -> HttpTransport:
         """Serve the policy on a free loopback port, from the first call until `aclose`.
@@ -147,6 +158,5 @@ class LocalTransport:
         """Stop serving and close the engine."""
         self._server = None
         await self._server_stack.aclose()
-        policy, self._policy = self._policy, None
-        if policy is not None:
-            await policy.aclose()
+        self._policy = None
+        await self._policy_stack.aclose()

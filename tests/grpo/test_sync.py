@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError, TransportError
-from gym_sdk.grpo import FolderSync, TensorSync
+from gym_sdk.grpo import FolderSync, LoRASync, TensorSync
 from gym_sdk.grpo.folders import new_folder, previous_of
+from gym_sdk.schema.weights import AdapterWeights
+from gym_sdk.transport import AnyWeights
 
 Models = Callable[..., PreTrainedModel]
 
@@ -22,11 +25,11 @@ class Target:
 
     def __init__(self) -> None:
         self.versions: list[str] = []
-        self.sources: list[str | Path | Mapping[str, Tensor]] = []
+        self.sources: list[AnyWeights] = []
         self.logits: list[Tensor] = []
         self.fail = False
 
-    async def update_weights(self, source: str | Path | Mapping[str, Tensor], *, version: str) -> None:
+    async def update_weights(self, source: AnyWeights, *, version: str) -> None:
         if self.fail:
             raise TransportError("the server is gone", retryable=True)
         self.versions.append(version)
@@ -122,3 +125,67 @@ def test_replacing_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
             (folder / text).write_text(text)
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
     assert [entry.name for entry in path.iterdir()] == ["second"]
+
+
+def adapted(model: PreTrainedModel, seed: int = 0) -> PeftModel:
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    return adapted.eval()
+
+
+# peft 0.21 asks transformers 5 by the older name
+peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.mark.asyncio
+@peft_warns
+async def test_a_pushed_adapter_is_the_models_alone(make_model: Models, tmp_path: Path) -> None:
+    base = make_model()
+    state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    model, target = adapted(base), Target()
+    sync = LoRASync(target, tmp_path, keep=2)
+    for number in range(3):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.mul_(1.5)
+        await sync.push(model, version=f"v{number}")
+    assert target.versions == ["v0", "v1", "v2"]
+    assert [type(source) for source in target.sources] == [AdapterWeights] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1", "v2"]
+    source = target.sources[-1]
+    assert isinstance(source, AdapterWeights)
+    assert sorted(path.name for path in source.path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    size = (source.path / "adapter_model.safetensors").stat().st_size
+    assert size < sum(tensor.nbytes for tensor in state.values()) / 2
+    fresh = make_model()
+    fresh.load_state_dict(state)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        plain = fresh(input_ids=ids).logits.clone()
+        found = PeftModel.from_pretrained(fresh, source.path).eval()(input_ids=ids).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(plain, expected)
+
+
+@pytest.mark.asyncio
+@peft_warns
+async def test_a_model_without_that_adapter_is_refused(make_model: Models, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no adapter 'default'"):
+        await LoRASync(Target(), tmp_path).push(make_model(), version="1")
+    with pytest.raises(ConfigurationError, match="no adapter 'other'"):
+        await LoRASync(Target(), tmp_path, adapter="other").push(adapted(make_model()), version="1")
+    with pytest.raises(ConfigurationError, match="cannot name a folder"):
+        await LoRASync(Target(), tmp_path).push(adapted(make_model()), version="..")
+    with pytest.raises(ConfigurationError, match="keep must be at least 1"):
+        LoRASync(Target(), tmp_path, keep=0)
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,6 @@ from backends.engine import (
     GenerationRequest,
     PauseMode,
     SamplingParams,
-    TensorWeights,
 )
 from backends.sglang import SGLangEngine
 from gym_sdk.errors import CheckpointError, ConfigurationError
@@ -278,7 +277,7 @@ async def test_what_sglang_refuses_is_undone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("backends.sglang.control.check_folder", lambda *_: None)
+    monkeypatch.setattr("backends.sglang.weights.carriers.check_folder", lambda *_: None)
     version = engine.info.weight_version
     task = asyncio.create_task(engine.generate(request("flying", 200)))
     await until_running(engine, 1)
@@ -287,8 +286,3 @@ async def test_what_sglang_refuses_is_undone(
     assert engine.info.weight_version == version
     for generation in (await task, await engine.generate(request("after", 16))):
         assert worst(generation, forward, {version: trained}, PROMPT) < TOLERANCE
-
-
-async def test_tensors_are_refused(engine: SGLangEngine) -> None:
-    with pytest.raises(ConfigurationError, match="folder"):
-        await engine.update_weights(TensorWeights({}), version="1")
