@@ -14,7 +14,9 @@ from backends.memory import CallMemory
 from backends.policy import Policy
 from backends.renderers import RenderingConfig, load_renderer
 from backends.rendering import Renderer
+from backends.rendering.parsing import SGLANG
 from backends.sglang import CPU_ARGUMENTS, SGLangOptions, open_sglang
+from backends.sglang.parsing.reader import sglang_reader
 from gym_sdk.errors import ConfigurationError
 
 __all__ = ["PolicyConfig", "load_policy", "open_policy"]
@@ -64,15 +66,17 @@ async def open_policy(config: PolicyConfig) -> AsyncIterator[Policy]:
         finally:
             await policy.aclose()
         return
-    options = _sglang_options(config)
+    options, parser = _sglang_options(config), config.rendering.parser
     folder, renderer = await asyncio.to_thread(_load_renderer, config)
     async with open_sglang(folder, options) as engine:
+        reader = await sglang_reader(engine, engine.facts, renderer, parser)
         yield Policy(
             engine,
             renderer,
             name=config.name,
             memory=CallMemory(config.memory_tokens),
             thinking=config.rendering.thinking,
+            reader=reader,
         )
 
 
@@ -90,6 +94,9 @@ def load_policy(config: PolicyConfig) -> Policy:
         raise ConfigurationError(
             f"the backend {config.backend!r} is not known; use `transformers` or `sglang`"
         )
+    parser = config.rendering.parser
+    if parser is not None and parser.startswith(SGLANG):
+        raise ConfigurationError(f"the parser {parser!r} is SGLang's: only the backend `sglang` reads by it")
     import torch
 
     from backends.transformers import EngineConfig, TransformersEngine
@@ -126,5 +133,11 @@ def _sglang_options(config: PolicyConfig) -> SGLangOptions:
         "--context-length": config.context_length,
     }
     arguments = [str(part) for name, value in said.items() if value is not None for part in (name, value)]
-    usual = CPU_ARGUMENTS if config.device == "cpu" and config.sglang.url is None else ()
+    cpu = config.device == "cpu" or (config.device is None and not _sees_gpu())
+    usual = CPU_ARGUMENTS if cpu and not config.sglang.urls else ()
     return replace(config.sglang, arguments=(*usual, *arguments, *config.sglang.arguments))
+
+
+def _sees_gpu() -> bool:
+    """Whether the kernel has a GPU's device file; this environment's torch may not be SGLang's."""
+    return Path("/dev/kfd").exists() or any(Path("/dev").glob("nvidia[0-9]*"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -17,16 +17,20 @@ from backends.engine import (
     Generation,
     GenerationRequest,
     PauseMode,
+    RemoteEngine,
     SamplingParams,
+    TensorWeights,
+    WeightsGroup,
     WeightSource,
 )
 from backends.ids import new_id
 from backends.memory import CallMemory, KnownCall
 from backends.prefix import Prompt, Step, Thinking, next_prompt
+from backends.reading import OutputReader, RendererReader
 from backends.rendering import ParsedOutput, Renderer
 from backends.rendering.renderer import Conversation
 from backends.requests import check_supported, function_tools
-from gym_sdk.errors import ContextOverflowError, PolicyError
+from gym_sdk.errors import ConfigurationError, ContextOverflowError, PolicyError
 from gym_sdk.schema import (
     FunctionTool,
     IncompleteDetails,
@@ -38,6 +42,9 @@ from gym_sdk.schema import (
     as_items,
 )
 from gym_sdk.tokens import CallTokens
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Policy", "PolicyStats"]
 
@@ -70,6 +77,7 @@ class Policy:
         name: the model's name on the wire; requests that name another are refused.
         memory: what is remembered of past model calls.
         thinking: whether the thinking of earlier turns is kept, or forks where the chat template drops it.
+        reader: what reads generations; the renderer's parser by default.
     """
 
     def __init__(
@@ -80,9 +88,11 @@ class Policy:
         name: str = "policy",
         memory: CallMemory | None = None,
         thinking: Thinking = "keep",
+        reader: OutputReader | None = None,
     ) -> None:
         self.engine = engine
         self.renderer = renderer
+        self.reader: OutputReader = RendererReader(renderer) if reader is None else reader
         self.name = name
         self.thinking: Thinking = thinking
         self.stats = PolicyStats()
@@ -111,16 +121,19 @@ class Policy:
         Raises:
             PolicyError: the request asks for something this server cannot do; `param` names it.
             ContextOverflowError: the prompt leaves no room for a token.
-            GymError: the engine failed.
+            GymError: the engine failed, or what reads generations.
         """
         check_supported(request)
         self._check_model(request.model)
         previous = self._previous(request)
         conversation = _conversation(request, previous, inherit=inherit)
         _check_token_ids(conversation, self.engine.info.vocab_size)
-        prompt = next_prompt(conversation, self.renderer, self._memory, scope=scope, thinking=self.thinking)
-        generation = await self._generate(request, prompt.token_ids)
-        parsed = self.renderer.parse(generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools)
+        renderer = await self.reader.prover(self.renderer, conversation)
+        prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self.thinking)
+        generation = await self._generate(request, prompt)
+        parsed = await self.reader.read(
+            generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools
+        )
         tokens = prompt.tokens_of(generation.token_ids, generation.log_probs, generation.weight_versions)
         response = _response(request, self.name, generation, parsed, tokens)
         response.id = response_id or response.id
@@ -135,11 +148,34 @@ class Policy:
             response.unparsed_calls = parsed.unparsed_calls
         return response
 
-    async def update_weights(self, source: WeightSource | str | Path, *, version: str) -> None:
-        """Replace the engine's weights; see `Engine.update_weights`."""
+    async def update_weights(
+        self, source: WeightSource | str | Path | Mapping[str, torch.Tensor], *, version: str
+    ) -> None:
+        """Replace the engine's weights by those of a folder, tensors or another source.
+
+        Raises as `Engine.update_weights` does.
+        """
         if isinstance(source, str | Path):
             source = FolderWeights(Path(source))
+        elif isinstance(source, Mapping):
+            source = TensorWeights(source)
         await self.engine.update_weights(source, version=version)
+
+    async def weight_ranks(self) -> int:
+        """Return how many ranks the engine takes in a weights group.
+
+        Raises:
+            ConfigurationError: it cannot be in one.
+        """
+        return self._remote().ranks
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Have the engine join a group; see `RemoteEngine.join_group`."""
+        await self._remote().join_group(group)
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Have the engine leave a group; see `RemoteEngine.leave_group`."""
+        await self._remote().leave_group(name)
 
     async def pause(self, mode: PauseMode = "in_place") -> None:
         """Pause the engine; see `Engine.pause`."""
@@ -152,6 +188,14 @@ class Policy:
     async def aclose(self) -> None:
         """Close the engine; everything in flight is aborted."""
         await self.engine.aclose()
+
+    def _remote(self) -> RemoteEngine:
+        if not isinstance(self.engine, RemoteEngine):
+            raise ConfigurationError(
+                "this engine runs in the process of its server and joins no group; push tensors (TensorSync) "
+                "or a folder (FolderSync)"
+            )
+        return self.engine
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.name:
@@ -175,13 +219,13 @@ class Policy:
             )
         return call
 
-    async def _generate(self, request: ResponseRequest, prompt: list[int]) -> Generation:
-        info = self.engine.info
-        if len(prompt) >= info.context_length:
+    async def _generate(self, request: ResponseRequest, prompt: Prompt) -> Generation:
+        ids, info = prompt.token_ids, self.engine.info
+        if len(ids) >= info.context_length:
             raise ContextOverflowError(
-                f"the prompt has {len(prompt)} tokens; the context holds {info.context_length} and "
+                f"the prompt has {len(ids)} tokens; the context holds {info.context_length} and "
                 "must leave room for at least one more: shorten the input",
-                prompt_tokens=len(prompt),
+                prompt_tokens=len(ids),
                 context_length=info.context_length,
             )
         sampling = SamplingParams(
@@ -192,7 +236,7 @@ class Policy:
             seed=request.seed,
             stop_token_ids=self.renderer.stop_token_ids,
         )
-        return await self.engine.generate(GenerationRequest(new_id("gen"), prompt, sampling))
+        return await self.engine.generate(GenerationRequest(new_id("gen"), ids, sampling, prompt.affinity))
 
     def _count(self, prompt: Prompt, parsed: ParsedOutput, tokens: CallTokens) -> None:
         self.stats.responses += 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.prefix import Thinking
 from backends.rehearsal import TemplateCheck, check
 from backends.rendering import Renderer, TemplateRenderer
+from backends.rendering.parsing import SGLANG
 from gym_sdk.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class RenderingConfig:
     hand-written renderer of the package `renderers`. `auto`: the template; the family where calls can't be
     read from what the template writes, if the package is there."""
     parser: str | None = None
-    """How generations are read (see `backends.rendering.parsing.PARSERS`); the template tells by default."""
+    """How generations are read (see `backends.rendering.parsing.PARSERS`); the template tells by default.
+    `sglang:TOOL`, `sglang:TOOL+REASONING` or `sglang:+REASONING`: by SGLang's own, where SGLang generates;
+    they are also taken if the template tells nothing and SGLang was started with some."""
     thinking: Thinking = "keep"
     """Whether the thinking of earlier turns is kept, or forks where the chat template drops it."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +53,10 @@ def load_renderer(folder: Path, config: RenderingConfig, *, name: str | None = N
     Raises:
         ConfigurationError: there is no usable tokenizer, or no such renderer or parser.
     """
+    if config.parser is not None and config.parser.startswith(SGLANG):
+        # what it reads shows only when it runs, so there is nothing to try out, and no reason for a family
+        named = "template" if config.renderer == "auto" else config.renderer
+        return _unread(folder, replace(config, renderer=named, parser="none"))
     if config.renderer not in ("auto", "template"):
         return _family_renderer(folder, config.renderer, config)
     try:
@@ -71,6 +78,17 @@ def load_renderer(folder: Path, config: RenderingConfig, *, name: str | None = N
             return other
     _report(folder, found)
     return renderer
+
+
+def _unread(folder: Path, config: RenderingConfig) -> Renderer:
+    if config.renderer != "template":
+        return _family_renderer(folder, config.renderer, config)
+    return TemplateRenderer.from_folder(
+        folder,
+        parser=config.parser,
+        template_kwargs=config.template_kwargs,
+        keep_thinking=config.thinking == "keep",
+    )
 
 
 def _report(folder: Path, found: TemplateCheck) -> None:

@@ -151,7 +151,12 @@ white space and text that spells special tokens. The word is the least exact ste
 - **fork**: a rendering of everything, reported with its reason;
 - **—**: the template has no place for it: it shows no tools, writes no calls (or only one in a turn), or no
   thinking;
-- **no parser**: the template writes calls in a form that no parser here reads.
+- **no parser**: the template writes calls in a form that no parser here reads. SGLang's own parsers may,
+  where it generates: `gym-sdk serve --backend sglang --parser sglang:TOOL+REASONING`, with the names of its
+  `--tool-call-parser` and `--reasoning-parser` (or one alone: `sglang:TOOL`, `sglang:+REASONING`). Without
+  `--parser` they are those that SGLang was started with. `/health` says which parser reads. Prompts extend
+  what was sampled all the same, but SGLang sees only text: ordinary tokens that spell a mark count as the
+  mark, arguments are mostly written anew, and sampled ids of calls are lost.
 
 Refused rollouts are those in which the template writes a drawn text so that it can't be read back.
 

@@ -7,10 +7,11 @@ ordinary tokens are text. Nothing sampled is lost: what does not parse as a call
 from backends.rendering.parsing.base import Decoder, ParsedOutput, Parser
 from backends.rendering.parsing.detection import detect_parser
 from backends.rendering.parsing.hermes import HermesParser
-from backends.rendering.parsing.registry import PARSERS, make_parser
+from backends.rendering.parsing.registry import PARSERS, SGLANG, make_parser
 
 __all__ = [
     "PARSERS",
+    "SGLANG",
     "Decoder",
     "HermesParser",
     "ParsedOutput",

@@ -20,7 +20,10 @@ from backends.rendering.parsing.pythonic import PythonicParser
 from backends.rendering.parsing.qwen3_coder import Qwen3CoderParser
 from gym_sdk.errors import ConfigurationError
 
-__all__ = ["PARSERS", "make_parser"]
+__all__ = ["PARSERS", "SGLANG", "make_parser"]
+
+SGLANG = "sglang:"
+"""How the names of SGLang's parsers begin; they read only where SGLang generates."""
 
 _MAKERS: dict[str, Callable[[Decoder, frozenset[int]], Parser]] = {
     maker.name: maker
@@ -57,6 +60,8 @@ def make_parser(name: str, tokenizer: Decoder, stop_token_ids: frozenset[int]) -
         ConfigurationError: there is no parser of that name.
     """
     maker = _MAKERS.get(name)
+    if name.startswith(SGLANG):
+        raise ConfigurationError(f"the parser {name!r} is SGLang's: only the backend `sglang` reads by it")
     if maker is None:
         raise ConfigurationError(f"there is no parser {name!r}; choose one of {', '.join(PARSERS)}")
     return maker(tokenizer, stop_token_ids)

@@ -1,0 +1,1 @@
+"""Generations read by SGLang's own parsers."""
