@@ -1,19 +1,23 @@
-"""An engine over SGLang for as long as a context lasts: one that runs already, or one launched for it."""
+"""An engine over SGLang for as long as a context lasts: over running ones, or one launched for it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.sglang.config import SGLangConfig
-from backends.sglang.engine import SGLangEngine
+from backends.sglang.config import FleetConfig, SGLangConfig
+from backends.sglang.fleet.fleet import SGLangFleet
 from backends.sglang.launch import launch_sglang
 from gym_sdk.errors import ConfigurationError
 
-__all__ = ["SGLangOptions", "open_sglang"]
+__all__ = ["PYTHON", "SGLangOptions", "open_sglang"]
+
+PYTHON = "GYM_SDK_SGLANG_PYTHON"
+"""The environment variable that names an interpreter with SGLang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +28,35 @@ class SGLangOptions:
         ConfigurationError: arguments are given for an SGLang that runs already.
     """
 
-    url: str | None = None
-    """Root of one that runs already; by default one is launched."""
+    urls: tuple[str, ...] = ()
+    """Roots of those that run already, or of an sglang-router; by default one is launched."""
     api_key: str | None = None
-    """Its `--admin-api-key` or `--api-key`."""
-    python: str | Path = sys.executable
-    """Interpreter of an environment with SGLang, to launch one."""
+    """Their `--admin-api-key` or `--api-key`."""
+    python: str | Path | None = None
+    """Interpreter of an environment with SGLang, to launch one; by default the one that the environment
+    variable GYM_SDK_SGLANG_PYTHON names, else this one."""
     arguments: tuple[str, ...] = ()
     """Further arguments of `sglang.launch_server`."""
     log: str | Path | None = None
     """File for its output; by default one that goes with it."""
     start_s: float = 600.0
     """Deadline for it to answer."""
+    restarts: int = 3
+    """How often in a row one that was launched is started again when it ends by itself."""
     config: SGLangConfig = field(default_factory=SGLangConfig)
     """Deadlines of requests."""
+    watch: FleetConfig = field(default_factory=FleetConfig)
+    """How they are watched."""
 
     def __post_init__(self) -> None:
-        if self.url is not None and self.arguments:
+        if self.urls and self.arguments:
             raise ConfigurationError("arguments are for an SGLang that is launched, not for one at a URL")
+        if self.restarts < 0:
+            raise ConfigurationError(f"restarts must not be negative, not {self.restarts}")
 
 
 @asynccontextmanager
-async def open_sglang(model: str | Path, options: SGLangOptions | None = None) -> AsyncIterator[SGLangEngine]:
+async def open_sglang(model: str | Path, options: SGLangOptions | None = None) -> AsyncIterator[SGLangFleet]:
     """Connect to SGLang, launching it first unless the options name one; yield the engine.
 
     Args:
@@ -59,19 +70,25 @@ async def open_sglang(model: str | Path, options: SGLangOptions | None = None) -
     """
     options = options or SGLangOptions()
     async with AsyncExitStack() as stack:
-        url, diagnose = options.url, None
-        if url is None:
+        urls, processes = options.urls, {}
+        if not urls:
             process = await stack.enter_async_context(
                 launch_sglang(
                     model,
-                    python=options.python,
+                    python=options.python or os.environ.get(PYTHON) or sys.executable,
                     arguments=options.arguments,
                     log=options.log,
                     start_s=options.start_s,
+                    restarts=options.restarts,
                 )
             )
-            url, diagnose = process.url, process.diagnosis
-        engine = await SGLangEngine.connect(
-            url, model=model, api_key=options.api_key, config=options.config, diagnose=diagnose
+            urls, processes = (process.url,), {process.url: process}
+        fleet = await SGLangFleet.connect(
+            urls,
+            model=model,
+            api_key=options.api_key,
+            config=options.config,
+            watch=options.watch,
+            processes=processes,
         )
-        yield await stack.enter_async_context(engine)
+        yield await stack.enter_async_context(fleet)

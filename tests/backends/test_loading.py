@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from backends import loading
 from backends.loading import PolicyConfig, _sglang_options, load_policy, open_policy
 from backends.sglang import CPU_ARGUMENTS, SGLangOptions
 from gym_sdk.errors import ConfigurationError, TransportError
 
 
-def test_sglang_is_told_in_its_own_words() -> None:
+def test_sglang_is_told_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_sees_gpu", lambda: True)
     config = PolicyConfig("m", "sglang", dtype="bfloat16", context_length=64)
     assert _sglang_options(config).arguments == ("--dtype", "bfloat16", "--context-length", "64")
     options = SGLangOptions(arguments=("--dtype", "half"))
@@ -23,12 +25,17 @@ def test_sglang_is_told_in_its_own_words() -> None:
         "--dtype",
         "half",
     )  # the last one counts
+    monkeypatch.setattr(loading, "_sees_gpu", lambda: False)
+    assert _sglang_options(PolicyConfig("m", "sglang")).arguments == CPU_ARGUMENTS
+    assert not _sglang_options(
+        PolicyConfig("m", "sglang", sglang=SGLangOptions(urls=("http://127.0.0.1:9",)))
+    ).arguments
 
 
 def test_what_cannot_be_passed_on_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="OMP_NUM_THREADS"):
         _sglang_options(PolicyConfig("m", "sglang", threads=2))
-    running = SGLangOptions(url="http://127.0.0.1:9")
+    running = SGLangOptions(urls=("http://127.0.0.1:9",))
     with pytest.raises(ConfigurationError, match="not for one at a URL"):
         _sglang_options(PolicyConfig("m", "sglang", device="cuda", sglang=running))
     with pytest.raises(ConfigurationError, match="open_policy"):
@@ -39,7 +46,7 @@ def test_what_cannot_be_passed_on_is_refused() -> None:
 
 @pytest.mark.asyncio
 async def test_an_sglang_that_is_not_there_says_so(untrained_policy: Path) -> None:
-    running = SGLangOptions(url="http://127.0.0.1:9")
+    running = SGLangOptions(urls=("http://127.0.0.1:9",))
     with pytest.raises(TransportError, match=r"127\.0\.0\.1:9"):
         async with open_policy(PolicyConfig(str(untrained_policy), "sglang", sglang=running)):
             pass

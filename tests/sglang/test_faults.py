@@ -15,10 +15,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from backends.engine import FinishReason, FolderWeights, GenerationRequest
+from backends.engine import FinishReason, FolderWeights, GenerationRequest, TensorSpec
 from backends.sglang import SGLangConfig, SGLangEngine, SGLangOptions, open_sglang
 from backends.sglang.facts import supported_version
-from backends.sglang.weights import check_folder, signature_of
+from backends.sglang.weights.signature import check_folder, signature_of
 from gym_sdk.errors import (
     CheckpointError,
     ConfigurationError,
@@ -42,6 +42,8 @@ class Scripted:
             "version": "0.5.23",
             "max_req_input_len": 100,
             "max_total_num_tokens": 100,
+            "model_path": str(model),
+            "weight_version": "0",
         }
         self.model: dict[str, Any] = {
             "model_path": str(model),
@@ -127,10 +129,10 @@ async def test_another_model_is_noticed(scripted: Scripted, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"vocab_size": 7}')
     async with scripted.running() as url:
         with pytest.raises(ConfigurationError, match="another model"):
-            async with open_sglang(tmp_path, SGLangOptions(url=url)):
+            async with open_sglang(tmp_path, SGLangOptions(urls=(url,))):
                 pass
     with pytest.raises(ConfigurationError, match="arguments"):
-        SGLangOptions(url=url, arguments=("--tp", "2"))
+        SGLangOptions(urls=(url,), arguments=("--tp", "2"))
 
 
 @pytest.mark.asyncio
@@ -269,7 +271,10 @@ def write(folder: Path, shapes: dict[str, list[int]], *, tied: bool = False) -> 
 
 def test_a_folder_must_hold_all_of_the_models_weights(tmp_path: Path) -> None:
     served = signature_of(write(tmp_path / "served", {"a": [2, 3], "b": [4]}))
-    assert served == {"a": (2, 3), "b": (4,)}
+    assert served == {
+        "a": TensorSpec("a", "float32", (2, 3)),
+        "b": TensorSpec("b", "float32", (4,)),
+    }
     check_folder(write(tmp_path / "same", {"b": [4], "a": [2, 3]}), served)
     for name, shapes, message in [
         ("lacks", {"a": [2, 3]}, "b is missing"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
-from backends.sglang import keeper, launch, launch_sglang
+from backends.sglang import SGLangProcess, keeper, launch, launch_sglang
+from backends.sglang import process as process_module
 from gym_sdk.errors import ConfigurationError, DeadlineError, TransportError
 
 pytestmark = pytest.mark.timeout(60)
@@ -157,3 +161,83 @@ async def test_what_cannot_start_is_refused_at_once(untrained_policy: Path, tmp_
         with pytest.raises(ConfigurationError, match="cannot listen"):
             async with launch_sglang(untrained_policy, port=taken.getsockname()[1]):
                 pass
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Path:
+    """An interpreter that, whatever it is told to run, answers that it is well."""
+    server = tmp_path / "server.py"
+    server.write_text(
+        textwrap.dedent(
+            """
+            import socket, sys
+            listening = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+            print("listening", flush=True)
+            while True:
+                connection, _ = listening.accept()
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+                connection.close()
+            """
+        )
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {server} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def kill_command(process: SGLangProcess) -> None:
+    psutil.Process(process._keeper.pid).children()[0].kill()
+
+
+@pytest.mark.asyncio
+async def test_what_ends_is_started_again_and_given_up_in_the_end(
+    untrained_policy: Path, answering: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_PAUSE_S", 0.05)
+    log = tmp_path / "log"
+    async with launch_sglang(untrained_policy, python=answering, log=log, restarts=2) as process:
+        for count in (1, 2):
+            kill_command(process)
+            await process.wait()
+            assert not process.gone
+            told = process.diagnosis()
+            assert told is not None
+            assert "status 137; it is being started again" in told
+            await until(lambda count=count: process.restarts == count)  # type: ignore[misc]
+            await until(lambda count=count: log.read_text().count("listening") == count + 1)  # type: ignore[misc]
+            async with aiohttp.ClientSession() as session, session.get(process.url) as answer:
+                assert answer.status == 200  # at the same address
+        kill_command(process)
+        await until(lambda: process.gone)
+        assert process.restarts == 2
+        assert "started again" not in (process.diagnosis() or "")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moment", ["running", "between"])
+async def test_nothing_is_left_of_what_is_started_again(
+    untrained_policy: Path, answering: Path, tmp_path: Path, moment: str
+) -> None:
+    async with launch_sglang(untrained_policy, python=answering, log=tmp_path / "log", restarts=2) as process:
+        if moment == "between":
+            kill_command(process)
+            await process.wait()
+        family = psutil.Process().children(recursive=True)
+    assert process.exit_status is not None
+    _, alive = psutil.wait_procs([one for one in family if keeper.__file__ in _command(one)], timeout=10)
+    assert not alive
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,1 @@
+"""Several SGLangs as one engine."""
