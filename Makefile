@@ -14,7 +14,7 @@ SGLANG := .venv-sglang
 # OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench format sglang-cpu clean
+.PHONY: demo demo-sglang test lint bench format sglang-cpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -36,6 +36,10 @@ $(VENV)/.dev: $(VENV)/.demo
 # the whole chain on this machine: warm start, server, rollouts, GRPO, weight sync, learning curve
 demo: $(VENV)/.demo
 	$(BIN)/gym-sdk demo $(DEMO_ARGS)
+
+# the same, with the real SGLang behind the server
+demo-sglang: $(VENV)/.demo $(SGLANG)/.done
+	$(BIN)/gym-sdk demo --backend sglang --sglang-python $(SGLANG)/bin/python $(DEMO_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -100,7 +100,12 @@ def _unique(results: Sequence[Mapping[str, Any]], label: str) -> list[Any]:
 def _cell(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return "-"
-    return f"{result['median']:,.0f} [{result['min']:,.0f} - {result['max']:,.0f}]"
+    return f"{_number(result['median'])} [{_number(result['min'])} - {_number(result['max'])}]"
+
+
+def _number(value: float) -> str:
+    """Write a number with about three digits, all of those before the point."""
+    return f"{value:,.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
 def _print(table: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(path for path in FOLDER.glob("*.ipynb") if "sglang" not in path.name)
+"""The one on SGLang is in tests/sglang."""
 
 
 @pytest.mark.slow

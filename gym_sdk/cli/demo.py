@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from gym_sdk.cli._extras import needs_extra
 from gym_sdk.cli._quiet import quiet_transformers
+from gym_sdk.cli.serve import add_backend_arguments
 from gym_sdk.cli.tiny import show_progress
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class DemoConfig:
     """Tasks of each evaluation; none of them is ever trained on."""
     out: Path = Path("runs/demo")
     """Folder for rollouts, metrics, checkpoint and curve."""
+    backend: str = "transformers"
+    """What generates: the embedded engine, or `sglang`, which honours no seeds."""
+    sglang_python: str | None = None
+    """Interpreter of an environment with SGLang; see `SGLangOptions.python`."""
+    device: str | None = None
+    """Where it generates; a GPU if this environment's torch sees one, by default."""
 
 
 def add_parser(commands: Any) -> None:
@@ -69,6 +76,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--group-size", type=int, default=default.group_size)
     parser.add_argument("--held-out", type=int, default=default.held_out, help="tasks of each evaluation")
     parser.add_argument("--out", type=Path, default=default.out)
+    add_backend_arguments(parser)
+    parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one, by default")
     parser.set_defaults(run=run)
 
 
@@ -143,10 +152,15 @@ class _Session:
         from gym_sdk.client import GymClient
         from gym_sdk.launch import launch_server
 
-        print("[2/5] serving it over HTTP, in a process of its own ...", flush=True)
+        behind = ", SGLang behind it" if self._config.backend == "sglang" else ""
+        print(f"[2/5] serving it over HTTP, in a process of its own{behind} ...", flush=True)
         started = time.perf_counter()
         async with AsyncExitStack() as stack:
-            url = await stack.enter_async_context(launch_server(self._model, log=self._out / "server.log"))
+            url = await stack.enter_async_context(
+                launch_server(
+                    self._model, arguments=self._serving(), log=self._out / "server.log", start_s=300.0
+                )
+            )
             self.client = await stack.enter_async_context(GymClient(url, model="policy"))
             self._stack = stack.pop_all()
         print(f"      {url}, {time.perf_counter() - started:.0f} s")
@@ -154,6 +168,19 @@ class _Session:
 
     async def __aexit__(self, *error: Any) -> None:
         await self._stack.aclose()
+
+    def _serving(self) -> list[str]:
+        """Return the arguments of `gym-sdk serve`."""
+        config = self._config
+        said = {"--device": config.device}
+        if config.backend == "sglang":
+            said |= {
+                "--backend": "sglang",
+                "--dtype": "float32",
+                "--sglang-log": str(self._out / "sglang.log"),
+                "--sglang-python": config.sglang_python,
+            }
+        return [part for name, value in said.items() if value is not None for part in (name, value)]
 
     def held_out_rollouts(self, tasks: Any) -> Any:
         """Start one rollout of each task."""
@@ -190,7 +217,11 @@ class _Session:
         return self.client.rollouts(
             tasks,
             environment=self._environment,
-            sampling=Sampling(temperature=1.0, max_output_tokens=96, seed=self._config.seed),
+            sampling=Sampling(
+                temperature=1.0,
+                max_output_tokens=96,
+                seed=self._config.seed if self._config.backend == "transformers" else None,
+            ),
             limits=Limits(concurrency=256, max_turns=4),
             **options,
         )
@@ -239,6 +270,7 @@ def _summary(
     mismatch = max((step.metrics.get("max_logprob_diff", 0.0) for step in steps), default=0.0)
     return {
         "family": config.family,
+        "backend": config.backend,
         "seed": config.seed,
         "steps": len(steps),
         "held_out_before": before.mean_reward,

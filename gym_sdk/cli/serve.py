@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from gym_sdk.cli._quiet import quiet_transformers
 if TYPE_CHECKING:
     from backends.sglang import SGLangOptions
 
-__all__ = ["add_parser", "add_rendering_arguments", "rendering_options"]
+__all__ = ["add_backend_arguments", "add_parser", "add_rendering_arguments", "rendering_options"]
 
 
 def add_parser(commands: Any) -> None:
@@ -25,18 +24,25 @@ def add_parser(commands: Any) -> None:
         "serve", help="serve a model over HTTP", description=__doc__
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    parser.add_argument("--backend", default="transformers", choices=["transformers", "sglang"])
-    parser.add_argument("--sglang-url", help="an SGLang that runs already, e.g. http://127.0.0.1:30000")
+    add_backend_arguments(parser)
     parser.add_argument(
-        "--sglang-python",
-        default=sys.executable,
-        metavar="PYTHON",
-        help="interpreter of an environment with SGLang, to launch one",
+        "--sglang-url",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="SGLangs that run already, e.g. http://127.0.0.1:30000, or an sglang-router that lists them",
     )
     parser.add_argument(
         "--sglang-args", default="", metavar="ARGS", help="further arguments of sglang.launch_server, quoted"
     )
     parser.add_argument("--sglang-log", type=Path, help="file for SGLang's output")
+    parser.add_argument("--sglang-api-key", help="its --admin-api-key or --api-key")
+    parser.add_argument(
+        "--sglang-restarts",
+        type=int,
+        default=3,
+        help="how often in a row to start SGLang again when it ends by itself",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--name", default="policy", help="the model's name on the wire")
@@ -57,11 +63,24 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which engine generates."""
+    parser.add_argument("--backend", default="transformers", choices=["transformers", "sglang"])
+    parser.add_argument(
+        "--sglang-python",
+        metavar="PYTHON",
+        help="interpreter of an environment with SGLang, to launch one; by default the one that the "
+        "environment variable GYM_SDK_SGLANG_PYTHON names, else this one",
+    )
+
+
 def _sglang_options(arguments: argparse.Namespace) -> SGLangOptions:
     from backends.sglang import SGLangOptions
 
     return SGLangOptions(
-        url=arguments.sglang_url,
+        urls=tuple(arguments.sglang_url),
+        api_key=arguments.sglang_api_key,
+        restarts=arguments.sglang_restarts,
         python=arguments.sglang_python,
         arguments=tuple(shlex.split(arguments.sglang_args)),
         log=arguments.sglang_log,
@@ -73,7 +92,11 @@ def add_rendering_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--renderer", default="auto", help="auto, template, or a family's name of the package renderers"
     )
-    parser.add_argument("--parser", help="how generations are read; found out from the template by default")
+    parser.add_argument(
+        "--parser",
+        help="how generations are read, by default found out from the template; with the backend sglang also "
+        "sglang:TOOL, sglang:TOOL+REASONING or sglang:+REASONING, SGLang's own parsers",
+    )
     parser.add_argument(
         "--thinking",
         default="keep",
