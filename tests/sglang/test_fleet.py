@@ -315,3 +315,53 @@ async def test_weights_that_came_as_tensors_keep_a_replica_out_until_the_next_up
         assert {(await fleet.generate(ask(index, str(index)))).token_ids[0] for index in range(12)} == {2}
         await fleet.update_weights(folder(untrained_policy, tmp_path, "new"), version="2")
         assert serving(fleet) == [True, True]
+
+
+async def test_an_update_from_tensors_that_is_left_early_is_undone_on_all(
+    fakes: list[FakeSGLang], untrained_policy: Path, tmp_path: Path
+) -> None:
+    async with fleet_of(fakes[:2]) as fleet:
+        first = folder(untrained_policy, tmp_path, "one")
+        await fleet.update_weights(first, version="1")
+        for server in fakes[:2]:
+            server.slow = True
+        model = AutoModelForCausalLM.from_pretrained(str(untrained_policy))
+        update = asyncio.create_task(fleet.update_weights(TensorWeights(model.state_dict()), version="2"))
+        await until(lambda: all("/update_weights_from_tensor" in server.calls for server in fakes[:2]))
+        update.cancel()
+        await asyncio.wait([update])
+        assert update.cancelled()
+        assert fleet.info.weight_version == "1"
+        assert [server.calls.count("/update_weights_from_disk") for server in fakes[:2]] == [2, 2]
+        assert serving(fleet) == [True, True]
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+async def test_the_start_is_what_a_replica_gets_unless_others_had_pushed_before(
+    fakes: list[FakeSGLang], pushed: bool
+) -> None:
+    if pushed:
+        fakes[0].version = fakes[1].version = "5"
+    async with fleet_of(fakes[:2]) as fleet:
+        await fakes[0].die()
+        await until(lambda: serving(fleet) == [False, True])
+        await fakes[0].start()
+        fakes[0].version = "3"  # of something else
+        if pushed:
+            await until(lambda: "can't be sent again" in (fleet.info.replicas[0].problem or ""))
+            assert fakes[0].version == "3"
+        else:
+            await until(lambda: serving(fleet) == [True, True])
+            assert fakes[0].version == "0"
+
+
+async def test_a_replica_of_another_model_stays_out(fakes: list[FakeSGLang]) -> None:
+    async with fleet_of(fakes[:2]) as fleet:
+        await fakes[0].die()
+        await until(lambda: serving(fleet) == [False, True])
+        fakes[0].length = 90
+        await fakes[0].start()
+        await until(lambda: "serves another model" in (fleet.info.replicas[0].problem or ""))
+        assert serving(fleet) == [False, True]
+        fakes[0].length = 100
+        await until(lambda: serving(fleet) == [True, True])

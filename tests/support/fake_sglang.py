@@ -21,7 +21,9 @@ class FakeSGLang:
         hold: what generations wait for.
         full: whether its queue is full.
         silent: whether it leaves questions after its state unanswered.
+        slow: whether it takes tensors for ever.
         refuses: whether it refuses other weights than it has.
+        length: the context that it takes.
         prompts: the prompts it was asked to continue.
         calls: the other routes that were asked, in order.
         ranks: the ranks with which it joined groups.
@@ -32,8 +34,8 @@ class FakeSGLang:
         self.model = model
         self.version, self.path = "0", str(model)
         self.hold: asyncio.Event | None = None
-        self.full = self.silent = self.refuses = False
-        self.vocab = 100
+        self.full = self.silent = self.refuses = self.slow = False
+        self.length = 100
         self.prompts: list[list[int]] = []
         self.calls: list[str] = []
         self.ranks: list[int] = []
@@ -91,12 +93,20 @@ class FakeSGLang:
             if self.silent:
                 await asyncio.sleep(3600)
             return web.json_response(
-                {"version": "0.5.23", "max_req_input_len": self.vocab, "max_total_num_tokens": 100}
+                {
+                    "version": "0.5.23",
+                    "max_req_input_len": self.length,
+                    "max_total_num_tokens": 100,
+                    "model_path": str(self.model),
+                    "weight_version": "0",
+                }
             )
         if request.path == "/model_info":
             return web.json_response(
                 {"model_path": self.path, "weight_version": self.version, "is_generation": True}
             )
+        if request.path == "/update_weights_from_tensor" and self.slow:
+            await asyncio.sleep(3600)
         if request.path == "/update_weights_from_disk":
             body: dict[str, Any] = await request.json()
             if self.refuses and body["model_path"] != self.path:

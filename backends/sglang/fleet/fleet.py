@@ -21,6 +21,7 @@ from backends.engine import (
     GenerationChunk,
     GenerationRequest,
     PauseMode,
+    TensorWeights,
     WeightsGroup,
     WeightSource,
 )
@@ -191,12 +192,16 @@ class SGLangFleet:
         """Replace the weights of all replicas; raises as `SGLangEngine.update_weights` does.
 
         It succeeds if one replica at least took them; the others are left out until they have them, too.
-        Leaving this call early does not stop the update, lest two replicas stay apart.
+        Leaving this call early stops an update from tensors, which are the caller's own, but not one from a
+        folder, lest two replicas stay apart.
 
         Raises:
             PolicyError: the weights come over a group that is not known (any more), because a replica was
                 started again or joined (`weights_group_unknown`).
         """
+        if isinstance(source, TensorWeights | BroadcastWeights):
+            await self._update(source, version)
+            return
         task = asyncio.create_task(self._update(source, version))
         self._updates.add(task)
         task.add_done_callback(self._updates.discard)
@@ -294,21 +299,20 @@ class SGLangFleet:
                 raise TransportError(roster.complaint(), retryable=True)
             if isinstance(source, BroadcastWeights) and self._groups.get(source.group) != set(engines):
                 raise unknown_group(source.group)
-            results = await asyncio.gather(
-                *(engine.update_weights(source, version=version) for engine in engines),
-                return_exceptions=True,
+            cancelled, failures = await _ends(
+                engine.update_weights(source, version=version) for engine in engines
             )
-            failures = [result for result in results if result is not None]
-            if len(failures) == len(results):
-                raise min(failures, key=lambda error: isinstance(error, TransportError))
-            roster.served.took(source, version)
-            for replica, failure in zip(there, results, strict=True):
-                replica.problem = None if failure is None else f"it did not take the weights: {failure}"
-                if failure is not None:
-                    logger.error(
-                        "SGLang at %s did not take the weights %s: %s", replica.url, version, failure
-                    )
+            if None in failures:
+                roster.served.took(source, version)
+                for replica, failure in zip(there, failures, strict=True):
+                    replica.problem = None if failure is None else f"it did not take the weights: {failure}"
+                    if failure is not None:
+                        logger.error("SGLang at %s did not take %s: %s", replica.url, version, failure)
+            elif not cancelled:
+                raise min((one for one in failures if one), key=lambda one: isinstance(one, TransportError))
         roster.changed()
+        if cancelled:
+            raise asyncio.CancelledError
 
 
 @asynccontextmanager
@@ -338,3 +342,24 @@ async def _all(calls: Iterable[Awaitable[None]]) -> None:
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if result is not None:
             raise result
+
+
+async def _ends(calls: Iterable[Awaitable[None]]) -> tuple[bool, list[BaseException | None]]:
+    """Wait for all; if this is cancelled, cancel them, and wait for how they end.
+
+    Returns:
+        Whether it was cancelled, and the error of each call; None of those that succeeded.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    cancelled = False
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        cancelled = True
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait(tasks)
+    return cancelled, [
+        asyncio.CancelledError("cancelled") if task.cancelled() else task.exception() for task in tasks
+    ]

@@ -26,7 +26,9 @@ class Served:
         folder = Path(facts.model_path)
         self._base_version = facts.weight_version
         self._base_path: str | None = facts.model_path
-        self._base: WeightSource | None = FolderWeights(folder) if folder.is_dir() else None
+        # tensors that somebody has sent before leave the path as it was, and it says nothing about them
+        known = facts.unchanged and folder.is_dir()
+        self._base: WeightSource | None = FolderWeights(folder) if known else None
         self._adapter: AdapterWeights | None = None
 
     def took(self, source: WeightSource, version: str) -> None:
