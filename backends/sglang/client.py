@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
 from pydantic_core import from_json, to_json
@@ -29,6 +29,7 @@ _LARGE = 2**18
 _IDLE_S = 1.0
 
 _T = TypeVar("_T")
+_Body: TypeAlias = bytes | Sequence[bytes] | None
 
 
 class UnreachableError(TransportError):
@@ -97,6 +98,19 @@ class SGLangClient:
         data = await self._send("POST", path, to_json(body), within_s or self.config.control_s)
         return _object(path, data) if data.strip() else {}
 
+    async def post_pieces(
+        self, path: str, pieces: Sequence[bytes], *, within_s: float | None = None
+    ) -> dict[str, Any]:
+        """Send a JSON object that is written already, in pieces; raises as `post` does.
+
+        Args:
+            path: the route.
+            pieces: its text, in UTF-8. A piece should be no larger than what may hold up the event loop.
+            within_s: the deadline; `control_s` by default.
+        """
+        data = await self._send("POST", path, pieces, within_s or self.config.control_s)
+        return _object(path, data) if data.strip() else {}
+
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Send a JSON object and yield the events of the stream that answers; raises as `post` does."""
         until = asyncio.get_running_loop().time() + self.config.generate_s
@@ -119,7 +133,7 @@ class SGLangClient:
         """Close the session and its connections."""
         await self._session.close()
 
-    async def _send(self, method: str, path: str, body: bytes | None, within_s: float) -> bytes:
+    async def _send(self, method: str, path: str, body: _Body, within_s: float) -> bytes:
         until = asyncio.get_running_loop().time() + within_s
         async with await self._until(until, path, self._begin(method, path, body), within_s) as answer:
             data = await self._until(until, path, self._read(path, answer), within_s)
@@ -139,13 +153,12 @@ class SGLangClient:
                 raise
             raise DeadlineError(f"SGLang's {path}", seconds=within_s or self.config.generate_s) from error
 
-    async def _begin(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
+    async def _begin(self, method: str, path: str, body: _Body) -> aiohttp.ClientResponse:
         """Wait for the answer's head; try again where the connection was refused."""
         for attempt in range(self.config.refused_retries + 1):
             try:
-                # a large body goes out in pieces, between which others have their turn
-                data = io.BytesIO(body) if body is not None and len(body) > _LARGE else body
-                return await self._session.request(method, self.url + path, data=data)
+                data, headers = _sendable(body)
+                return await self._session.request(method, self.url + path, data=data, headers=headers)
             except aiohttp.ClientConnectorError as error:
                 if attempt == self.config.refused_retries:
                     raise self._lost(path, error) from error
@@ -203,6 +216,21 @@ def refusal(path: str, status: int, data: bytes | str) -> GymError:
     if status in (401, 403, 404):  # of this server's making, so not to be passed on to its clients
         return TransportError(message, retryable=False, status=status)
     return PolicyError(message, status=400)
+
+
+def _sendable(body: _Body) -> tuple[Any, dict[str, str]]:
+    """Return what aiohttp sends, and headers: a large body goes out in pieces; between them others have turns."""
+    if body is None:
+        return None, {}
+    if isinstance(body, bytes):
+        return io.BytesIO(body) if len(body) > _LARGE else body, {}
+    return _each(body), {"Content-Length": str(sum(map(len, body)))}
+
+
+async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)  # a write that does not fill the socket does not wait
 
 
 def _message(data: bytes | str) -> str:

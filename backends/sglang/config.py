@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 
 from gym_sdk.errors import ConfigurationError
@@ -11,7 +12,7 @@ __all__ = ["FleetConfig", "SGLangConfig"]
 
 @dataclass(frozen=True, slots=True)
 class SGLangConfig:
-    """How long one `SGLangEngine` waits, and how much it sends at a time.
+    """How long one `SGLangEngine` waits, and how it sends weights.
 
     Attributes:
         connect_s: for a new connection.
@@ -20,6 +21,8 @@ class SGLangConfig:
         control_s: for what answers at once: information, pause, continue, abort.
         update_s: for an update of the weights, from the first byte to the last.
         bucket_bytes: how much of the weights one request carries, for tensors; a larger tensor goes alone.
+        shared_memory: a folder in memory (tmpfs) by which tensors reach an SGLang on this machine; none is
+            used where it is missing or has too little room, and none if this is None.
         refused_retries: how often a request is sent again whose connection was refused; nothing was sampled
             then. Every other failure is the caller's to retry.
 
@@ -32,13 +35,16 @@ class SGLangConfig:
     control_s: float = 60.0
     update_s: float = 900.0
     bucket_bytes: int = 128 * 2**20
+    shared_memory: str | None = "/dev/shm"
     refused_retries: int = 3
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "refused_retries" and not value > 0:
+            if field.name not in ("shared_memory", "refused_retries") and not value > 0:
                 raise ConfigurationError(f"{field.name} must be positive, not {value}")
+        if self.shared_memory is not None and not os.path.isabs(self.shared_memory):
+            raise ConfigurationError(f"shared_memory must be a full path or None, not {self.shared_memory!r}")
         if self.refused_retries < 0:
             raise ConfigurationError(f"refused_retries must not be negative, not {self.refused_retries}")
 

@@ -33,7 +33,8 @@ class Facts:
         vocab_size: how many ids the model knows.
         context_length: most tokens of prompt and generation that SGLang takes.
         weight_version: the label of the weights at that moment.
-        model_path: the folder that it serves, as SGLang names it.
+        model_path: the folder whose weights it loaded last, as SGLang names it; tensors that went by shared
+            memory leave one that is gone.
         signature: names and shapes of its tensors; None where this process sees neither folder.
         seeded: whether it honours seeds.
         incremental: whether its streams send only what is new.
@@ -41,6 +42,7 @@ class Facts:
         tp_size: how many processes share the tensors of a layer.
         pp_size: how many processes share the layers.
         dp_size: how many copies of the model there are behind the one address.
+        nodes: how many machines share the model.
         lora: which adapters it takes; None if it takes none.
         tool_parser: its parser of tool calls; None if it was started without one.
         reasoning_parser: its parser of thinking; None if it was started without one.
@@ -58,6 +60,7 @@ class Facts:
     tp_size: int = 1
     pp_size: int = 1
     dp_size: int = 1
+    nodes: int = 1
     lora: LoRALimits | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
@@ -91,7 +94,8 @@ async def learn(client: SGLangClient, *, model: str | Path | None = None) -> Fac
 
     Args:
         client: the way to it.
-        model: a folder with the model's `config.json`; by default the one that SGLang names.
+        model: a folder with the model's `config.json`; by default the one that SGLang names, or if that is
+            gone, the one that it was started with.
 
     Raises:
         ConfigurationError: it is no SGLang, of an unsupported version, or started with options under which
@@ -117,14 +121,15 @@ async def learn(client: SGLangClient, *, model: str | Path | None = None) -> Fac
             f"SGLang {version} at {client.url} is not supported; use a version from {low} to before {high}"
         )
     _check_options(server, now)
-    folder = Path(path if model is None else model)
+    served = await asyncio.to_thread(_served, path, str(server.get("model_path") or path))
+    folder = served if model is None else Path(model)
     return Facts(
         version=version,
-        vocab_size=await asyncio.to_thread(_vocab_size, folder, Path(path)),
+        vocab_size=await asyncio.to_thread(_vocab_size, folder, served),
         context_length=length,
         weight_version=weight_version,
         model_path=path,
-        signature=await asyncio.to_thread(_signature, Path(path), folder),
+        signature=await asyncio.to_thread(_signature, served, folder),
         seeded=bool(server.get("enable_deterministic_inference")),
         incremental=bool(server.get("incremental_streaming_output")),
         unchanged=(str(server.get("model_path")), str(server.get("weight_version")))
@@ -132,6 +137,7 @@ async def learn(client: SGLangClient, *, model: str | Path | None = None) -> Fac
         tp_size=int(server.get("tp_size") or 1),
         pp_size=int(server.get("pp_size") or 1),
         dp_size=int(server.get("dp_size") or 1),
+        nodes=int(server.get("nnodes") or 1),
         lora=_lora(server),
         tool_parser=server.get("tool_call_parser") or None,
         reasoning_parser=server.get("reasoning_parser") or None,
@@ -185,6 +191,11 @@ def _check_options(server: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         value = now.get(name, server.get(name, wanted))
         if value != wanted and not (wanted is None and not value):
             raise ConfigurationError(f"this SGLang cannot be used ({name}={value!r}): {problem}")
+
+
+def _served(path: str, start: str) -> Path:
+    """Return the folder that tells of the model: the present one, unless it is gone or only weights."""
+    return Path(path if (Path(path) / "config.json").is_file() else start)
 
 
 def _vocab_size(folder: Path, served: Path) -> int:

@@ -8,10 +8,7 @@ part, so that neither happens to a part of the weights.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import pickle
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +18,10 @@ import anyio
 from backends.engine import BroadcastWeights, TensorWeights
 from backends.sglang.client import SGLangClient
 from backends.sglang.facts import Facts
+from backends.sglang.weights.pickled import tensors_body
+from backends.sglang.weights.shared import may_share, shared_folder, shared_load
 from backends.sglang.weights.signature import OUTPUT, check_folder, check_specs
-from gym_sdk.errors import CheckpointError, ConfigurationError, GymError, PolicyError
+from gym_sdk.errors import CheckpointError, GymError, PolicyError
 from gym_sdk.schema.weights import WEIGHTS_GROUP_UNKNOWN, TensorSpec, in_buckets
 
 if TYPE_CHECKING:
@@ -94,12 +93,13 @@ class FolderCarrier:
 
 
 class TensorCarrier:
-    """Tensors of this process, a bucket at a time.
+    """Tensors of this process.
 
-    Tensors in CPU memory go inside the requests: pickled as SGLang reads them, in base64, about five times a
-    bucket's bytes in memory while one is on its way. Tensors on a GPU stay there, and the requests carry
-    their CUDA IPC handles, which SGLang must be able to open: it runs on the same machine and sees the same
-    GPU. The latter follows SGLang's source, and has never been run by our tests, which have no GPU.
+    Tensors in CPU memory reach an SGLang on this machine as a file in shared memory. Where that cannot be,
+    they go inside the requests, a bucket at a time: pickled as SGLang reads them, in base64, which is a third
+    more than the bucket's bytes. Tensors on a GPU stay there, and the requests carry their CUDA IPC handles,
+    which SGLang must be able to open: it runs on the same machine and sees the same GPU. The latter follows
+    SGLang's source, and has never been run by our tests, which have no GPU.
 
     Args:
         client: the way to SGLang.
@@ -131,15 +131,26 @@ class TensorCarrier:
 
     async def send(self, version: str) -> None:
         """Send the tensors; nobody may write to them until this returns."""
+        if may_share(self._client, self._facts, self._tensors) and await self._shared(version):
+            return
         buckets = in_buckets(self._specs, self._client.config.bucket_bytes)
         async with _session(self._client):
             for bucket in buckets:
                 named = [(spec.name, self._tensors[spec.name]) for spec in bucket]
-                payloads = await asyncio.to_thread(_payloads, named, self._facts.tp_size)
+                ending = _ending(version, bucket is buckets[-1])
+                body = await asyncio.to_thread(tensors_body, named, self._facts.tp_size, ending)
                 self.touched = True
-                body = {"serialized_named_tensors": payloads, **_ending(version, bucket is buckets[-1])}
                 within_s = self._client.config.update_s
-                await self._client.post("/update_weights_from_tensor", body, within_s=within_s)
+                await self._client.post_pieces("/update_weights_from_tensor", body, within_s=within_s)
+
+    async def _shared(self, version: str) -> bool:
+        """Send them by shared memory; return False if there is no such way, with nothing touched."""
+        async with shared_folder(self._client, self._specs, self._tensors) as folder:
+            if folder is None:
+                return False
+            self.touched = True
+            self.touched = await shared_load(self._client, folder, version)
+            return self.touched
 
 
 class BroadcastCarrier:
@@ -247,34 +258,3 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-
-
-def _payloads(named: Sequence[tuple[str, torch.Tensor]], count: int) -> list[str]:
-    """Return what each of SGLang's tensor-parallel processes reads."""
-    plain = [(name, tensor.detach()) for name, tensor in named]
-    if any(tensor.is_cuda for _, tensor in plain):
-        if not all(tensor.is_cuda for _, tensor in plain):
-            raise ConfigurationError("tensors on a GPU and in CPU memory cannot be sent together")
-        # a handle may be opened once, so each process gets its own
-        return [_encoded(_handles(plain)) for _ in range(count)]
-    # a view would be pickled with all of the storage that it is a view of
-    own = [(name, _owned(tensor)) for name, tensor in plain]
-    return [_encoded(pickle.dumps(own, protocol=pickle.HIGHEST_PROTOCOL))] * count
-
-
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-
-
-def _handles(named: Sequence[tuple[str, torch.Tensor]]) -> bytes:
-    from multiprocessing.reduction import ForkingPickler
-
-    import torch.multiprocessing  # noqa: F401  (has the pickler write handles instead of values)
-
-    buffer = io.BytesIO()
-    ForkingPickler(buffer).dump(list(named))
-    return buffer.getvalue()
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

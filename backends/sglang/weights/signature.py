@@ -11,7 +11,16 @@ from typing import Any, TypeAlias
 from gym_sdk.errors import CheckpointError
 from gym_sdk.schema.weights import TensorSpec
 
-__all__ = ["OUTPUT", "Signature", "check_folder", "check_specs", "file_specs", "read_json", "signature_of"]
+__all__ = [
+    "OUTPUT",
+    "Signature",
+    "check_folder",
+    "check_specs",
+    "file_head",
+    "file_specs",
+    "read_json",
+    "signature_of",
+]
 
 Signature: TypeAlias = Mapping[str, TensorSpec]
 """The tensors by name, without an output layer that is the embedding."""
@@ -42,6 +51,7 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _PLAIN = frozenset({"float64", "float32", "bfloat16", "float16"})
 """SGLang converts these into each other when it loads them."""
 
@@ -130,6 +140,22 @@ def file_specs(file: Path) -> list[TensorSpec]:
     if size != 8 + length + end:
         raise CheckpointError(f"has {size} bytes, not {8 + length + end}: it is not whole", path=file)
     return specs
+
+
+def file_head(specs: Iterable[TensorSpec]) -> bytes:
+    """Return what stands before the values of a file with these tensors, in this order."""
+    header: dict[str, Any] = {}
+    end = 0
+    for spec in specs:
+        start, end = end, end + spec.nbytes
+        header[spec.name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the values begin where any of their types may lie
+    return struct.pack("<Q", len(text)) + text
 
 
 def read_json(file: Path) -> Any:
