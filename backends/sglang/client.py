@@ -219,7 +219,7 @@ def refusal(path: str, status: int, data: bytes | str) -> GymError:
 
 
 def _sendable(body: _Body) -> tuple[Any, dict[str, str]]:
-    """Return what aiohttp sends, and headers: a large body goes out in pieces; between them others have turns."""
+    """Return what aiohttp sends, and headers. A large body goes out in pieces: others have turns between."""
     if body is None:
         return None, {}
     if isinstance(body, bytes):

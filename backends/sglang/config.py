@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from gym_sdk.errors import ConfigurationError
 
@@ -43,7 +43,7 @@ class SGLangConfig:
             value = getattr(self, field.name)
             if field.name not in ("shared_memory", "refused_retries") and not value > 0:
                 raise ConfigurationError(f"{field.name} must be positive, not {value}")
-        if self.shared_memory is not None and not os.path.isabs(self.shared_memory):
+        if self.shared_memory is not None and not Path(self.shared_memory).is_absolute():
             raise ConfigurationError(f"shared_memory must be a full path or None, not {self.shared_memory!r}")
         if self.refused_retries < 0:
             raise ConfigurationError(f"refused_retries must not be negative, not {self.refused_retries}")

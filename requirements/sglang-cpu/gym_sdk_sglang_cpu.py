@@ -2,16 +2,21 @@
 
 At import, PyPI's torchvision (a CUDA build) registers variants of operators that its compiled library has.
 It cannot be loaded here, so their schemas are defined first; text models call neither.
+
+SGLang's `torch_native` LoRA pins its small index tensors wherever it runs; torch refuses that where there is
+nothing to pin for. They get plain memory instead: pinning changes where memory lies, never what is in it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _SETTINGS = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -23,6 +28,8 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like")
+"""What torch offers with `pin_memory`, and LoRA may call."""
 _kept: list[object] = []
 
 
@@ -44,6 +51,33 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
         return None
 
 
+class _BeforeLoRA(importlib.abc.MetaPathFinder):
+    """Does without pinned memory once SGLang's LoRA is asked for; a process without it stays as it is."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find nothing; SGLang is where it always is."""
+        if fullname == "sglang.srt.lora.layers":
+            sys.meta_path.remove(self)
+            import torch
+
+            if not torch.accelerator.is_available():
+                for name in _FACTORIES:
+                    setattr(torch, name, _unpinned(getattr(torch, name)))
+                torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor
+        return None
+
+
+def _unpinned(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def made(*args: Any, **options: Any) -> Any:
+        options.pop("pin_memory", None)
+        return factory(*args, **options)
+
+    return made
+
+
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
-sys.meta_path.insert(0, _BeforeTorchvision())
+sys.meta_path[:0] = [_BeforeTorchvision(), _BeforeLoRA()]

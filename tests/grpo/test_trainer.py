@@ -32,6 +32,11 @@ def twos(tokens: list[int]) -> float:
     return sum(token == 2 for token in tokens) / len(tokens)
 
 
+def total(tokens: list[int]) -> float:
+    """A reward that hardly ever is the same for all of a group."""
+    return float(sum(tokens))
+
+
 def weights(model: PreTrainedModel) -> list[Tensor]:
     return [tensor.clone() for tensor in model.state_dict().values()]
 
@@ -213,7 +218,7 @@ async def test_a_nan_names_the_metric_and_the_step(
     make_model: Models, make_sampler: Any, tasks: list[Task]
 ) -> None:
     model = make_model()
-    trainer = GRPOTrainer(model, rollouts=make_sampler(make_model(), twos), tasks=tasks, config=CONFIG)
+    trainer = GRPOTrainer(model, rollouts=make_sampler(make_model(), total), tasks=tasks, config=CONFIG)
     await anext(trainer)
     model.get_decoder().norm.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = weights(model)
@@ -229,7 +234,7 @@ async def test_a_failed_push_is_made_up_for_before_the_next_rollouts(
 ) -> None:
     model, sync = make_model(), Sync()
     trainer = GRPOTrainer(
-        model, rollouts=make_sampler(model, twos), tasks=tasks, sync=sync, config=CONFIG, output_dir=tmp_path
+        model, rollouts=make_sampler(model, total), tasks=tasks, sync=sync, config=CONFIG, output_dir=tmp_path
     )
     sync.error = TransportError("gone", retryable=True)
     with pytest.raises(TransportError):
@@ -247,7 +252,7 @@ async def test_a_push_has_a_deadline(make_model: Models, make_sampler: Any, task
     model, sync = make_model(), Sync()
     sync.delay_s = 60.0
     config = GRPOConfig(tasks_per_step=2, sync_timeout_s=0.05)
-    trainer = GRPOTrainer(model, rollouts=make_sampler(model, twos), tasks=tasks, sync=sync, config=config)
+    trainer = GRPOTrainer(model, rollouts=make_sampler(model, total), tasks=tasks, sync=sync, config=config)
     with pytest.raises(DeadlineError, match="pushing weights step-000001"):
         await anext(trainer)
 
@@ -398,7 +403,7 @@ async def test_cancelling_during_rollouts_changes_nothing(make_model: Models, ta
 async def test_a_mismatch_is_logged(
     make_model: Models, make_sampler: Any, tasks: list[Task], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stale = make_sampler(make_model(seed=5), twos)
+    stale = make_sampler(make_model(seed=5), total)
     trainer = GRPOTrainer(make_model(), rollouts=stale, tasks=tasks, config=CONFIG)
     with caplog.at_level(logging.WARNING, logger="gym_sdk.grpo"):
         step = await anext(trainer)
@@ -411,7 +416,7 @@ async def test_a_closed_trainer_takes_no_steps(
     make_model: Models, make_sampler: Any, tasks: list[Task], tmp_path: Path
 ) -> None:
     model = make_model()
-    async with GRPOTrainer(model, rollouts=make_sampler(model, twos), tasks=tasks, config=CONFIG) as trainer:
+    async with GRPOTrainer(model, rollouts=make_sampler(model, total), tasks=tasks, config=CONFIG) as trainer:
         await anext(trainer)
     for use in (anext(trainer), trainer.save(tmp_path / "c"), trainer.load(tmp_path / "c")):
         with pytest.raises(GymError, match="the trainer is closed"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -48,12 +47,10 @@ ARGUMENTS = (
 async def server(
     untrained_policy: Path, python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SGLangProcess]:
-    path = os.pathsep.join([str(Path(__file__).parent / "unpinned"), os.environ.get("PYTHONPATH", "")])
     async with launch_sglang(
         untrained_policy,
         python=python,
         arguments=ARGUMENTS,
-        environment={"PYTHONPATH": path.rstrip(os.pathsep)},
         log=tmp_path_factory.mktemp("lora") / "sglang.log",
         start_s=120.0,
     ) as process:
