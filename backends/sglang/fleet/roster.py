@@ -84,16 +84,9 @@ class Roster:
             self._replicas[url] = self._make(url)
         if not self._replicas:
             raise ConfigurationError(f"the router at {self._routers[0]} lists no workers")
-        connects = [replica.connect() for replica in self.replicas]
-        found = await asyncio.gather(*connects, return_exceptions=True)
-        errors = [error for error in found if isinstance(error, BaseException)]
-        for replica, engine in zip(self.replicas, found, strict=True):
-            if not isinstance(engine, BaseException):
-                replica.engine = engine
-            elif isinstance(engine, TransportError | DeadlineError):
-                replica.note(engine)
+        errors = [error for error in await asyncio.gather(*map(_take_in, self.replicas)) if error is not None]
         for error in errors:
-            if not isinstance(error, TransportError | DeadlineError) or len(errors) == len(found):
+            if not isinstance(error, TransportError | DeadlineError) or len(errors) == len(self.replicas):
                 raise error
         self._check_alike()
         for replica in self.replicas:
@@ -265,3 +258,13 @@ class Roster:
                     self._follow(self._replicas[url])
             for replica in self.replicas:
                 replica.listed = replica.url in listed
+
+
+async def _take_in(replica: Replica) -> GymError | None:
+    """Connect to a replica; return why that failed."""
+    try:
+        replica.engine = await replica.connect()
+    except GymError as error:
+        replica.note(error)
+        return error
+    return None
