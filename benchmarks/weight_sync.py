@@ -33,14 +33,13 @@ from transformers.utils import logging as transformers_logging
 from backends.engine import GenerationRequest, SamplingParams
 from backends.policy import Policy
 from backends.server import make_app
-from backends.sglang import CPU_ARGUMENTS, SGLangEngine, launch_sglang
+from backends.sglang import CPU_ARGUMENTS, SGLangConfig, SGLangEngine, launch_sglang
 from backends.tiny import TinyRecipe, build_tiny_policy
 from gym_sdk import GymClient
 from gym_sdk.grpo import BroadcastSync, FolderSync, LoRASync, TensorSync, WeightSync
 from gym_sdk.grpo.folders import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
-UNPINNED = ROOT / "tests" / "sglang" / "unpinned"
 PROMPT = list(range(5, 37))
 LORA = (
     "--enable-lora",
@@ -78,9 +77,11 @@ async def measure(options: argparse.Namespace) -> None:
             packages=("gym-sdk", "torch", "transformers", "peft"),
         )
         farthest: dict[str, float] = {}
-        async with sglang(folder, options.python) as engine:
-            await measure_full(engine, folder, Path(disk), Path(memory), options.runs, report, farthest)
-        async with sglang(folder, options.python, *LORA) as engine:
+        async with sglang(folder, options.python) as (engine, inside):
+            await measure_full(
+                engine, inside, folder, Path(disk), Path(memory), options.runs, report, farthest
+            )
+        async with sglang(folder, options.python, *LORA) as (engine, _):
             size = await measure_adapter(engine, folder, Path(memory), options.runs, report, farthest)
     report.show(rows="carrier", columns="figure")
     copy = next(result["median"] for result in report.results if result["carrier"] == "copy in memory")
@@ -109,16 +110,21 @@ def make_model(folder: Path, megabytes: int) -> Path:
 
 
 @asynccontextmanager
-async def sglang(folder: Path, python: Path, *arguments: str) -> AsyncIterator[SGLangEngine]:
-    environment = {"PYTHONPATH": str(UNPINNED)} if arguments else {}
+async def sglang(
+    folder: Path, python: Path, *arguments: str
+) -> AsyncIterator[tuple[SGLangEngine, SGLangEngine]]:
+    """An engine, and one on the same SGLang that sends tensors inside the requests."""
     options = (*CPU_ARGUMENTS, "--max-total-tokens", "8192", "--context-length", "1024", *arguments)
-    launched = launch_sglang(folder, python=python, arguments=options, environment=environment)
+    launched = launch_sglang(folder, python=python, arguments=options)
     async with launched as process, await SGLangEngine.connect(process.url) as engine:
-        yield engine
+        config = SGLangConfig(shared_memory=None)
+        async with await SGLangEngine.connect(process.url, config=config) as inside:
+            yield engine, inside
 
 
 async def measure_full(
     engine: SGLangEngine,
+    inside: SGLangEngine,
     folder: Path,
     disk: Path,
     memory: Path,
@@ -127,15 +133,19 @@ async def measure_full(
     farthest: dict[str, float],
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    policy = Policy(engine, cast(Any, None))
+    policy, policy_inside = (Policy(one, cast(Any, None)) for one in (engine, inside))
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(TestServer(make_app(policy)))
-        client = await stack.enter_async_context(GymClient(str(server.make_url("/v1"))))
+        clients = []
+        for one in (policy, policy_inside):
+            server = await stack.enter_async_context(TestServer(make_app(one)))
+            clients.append(await stack.enter_async_context(GymClient(str(server.make_url("/v1")))))
         syncs: dict[str, WeightSync] = {
             "folder on disk": FolderSync(policy, disk / "pushed", keep=1),
             "folder in memory": FolderSync(policy, memory / "pushed", keep=1),
-            "tensors": TensorSync(policy),
-            "tensors over HTTP": TensorSync(client),
+            "tensors, shared memory": TensorSync(policy),
+            "tensors, inside the requests": TensorSync(policy_inside),
+            "tensors over HTTP, shared memory": TensorSync(clients[0]),
+            "tensors over HTTP, inside the requests": TensorSync(clients[1]),
             "broadcast (gloo)": await stack.enter_async_context(BroadcastSync(policy)),
         }
 
@@ -150,7 +160,8 @@ async def measure_full(
             for name in syncs:
                 change(model)
                 took = await timed(push(name), f"{name} {run}")
-                farthest[name] = max(farthest.get(name, 0.0), await distance(engine, model))
+                one = inside if "inside" in name else engine
+                farthest[name] = max(farthest.get(name, 0.0), await distance(one, model))
                 if run >= 0:
                     times[name].append(took)
     for name, values in times.items():
@@ -197,7 +208,7 @@ def change(model: Any, only: str = "") -> None:
 
 async def timed(push: Callable[[str], Awaitable[None]], version: str) -> float:
     started = time.perf_counter()
-    await push(version.replace(" ", "-"))
+    await push(version.replace(",", "").replace(" ", "-"))
     return 1000 * (time.perf_counter() - started)
 
 

@@ -26,6 +26,7 @@ from backends.engine import (
 from backends.policy import Policy
 from backends.server import make_app
 from backends.sglang import SGLangConfig, SGLangEngine, SGLangProcess
+from backends.sglang.weights import shared
 from gym_sdk import GymClient
 from gym_sdk.errors import CheckpointError, DeadlineError, GymError, PolicyError, TransportError
 from gym_sdk.grpo import BroadcastSync, TensorSync, WeightSync
@@ -39,10 +40,17 @@ BUCKET = 200_000
 """The tiny policy's tensors take several of them."""
 
 
+SHARED = SGLangConfig().shared_memory
+both_ways = pytest.mark.parametrize("small", [SHARED, None], indirect=True, ids=["shared", "inside"])
+"""Tensors by shared memory, and inside the requests."""
+
+
 @pytest_asyncio.fixture
-async def small(sglang: SGLangProcess, tiny_policy: Path) -> AsyncIterator[SGLangEngine]:
+async def small(
+    sglang: SGLangProcess, tiny_policy: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[SGLangEngine]:
     """An engine that sends little at a time, on the tiny policy's weights."""
-    config = SGLangConfig(bucket_bytes=BUCKET)
+    config = SGLangConfig(bucket_bytes=BUCKET, shared_memory=getattr(request, "param", SHARED))
     async with await SGLangEngine.connect(sglang.url, model=tiny_policy, config=config) as engine:
         await engine.update_weights(FolderWeights(tiny_policy), version="0")
         yield engine
@@ -90,7 +98,18 @@ async def syncing(kind: str, engine: SGLangEngine) -> AsyncIterator[WeightSync]:
                     yield sync
 
 
-@pytest.mark.parametrize("kind", ["tensors", "broadcast", "tensors over HTTP", "broadcast over HTTP"])
+@pytest.mark.parametrize(
+    ("kind", "small"),
+    [
+        ("tensors", SHARED),
+        ("tensors", None),
+        ("tensors over HTTP", SHARED),
+        ("tensors over HTTP", None),
+        ("broadcast", None),
+        ("broadcast over HTTP", None),
+    ],
+    indirect=["small"],
+)
 async def test_updates_in_flight_are_told_apart_token_for_token(
     small: SGLangEngine, trained: PreTrainedModel, untrained: PreTrainedModel, forward: Scores, kind: str
 ) -> None:
@@ -109,6 +128,7 @@ async def test_updates_in_flight_are_told_apart_token_for_token(
         assert worst(generation, forward, models) < TOLERANCE
 
 
+@both_ways
 async def test_nothing_cached_outlives_the_weights(
     small: SGLangEngine, untrained: PreTrainedModel, forward: Scores
 ) -> None:
@@ -297,6 +317,7 @@ async def test_a_trainer_that_sends_nothing_is_waited_for_no_longer_than_the_dea
         assert worst(generation, forward, {"2": trained}) < TOLERANCE
 
 
+@both_ways
 async def test_updates_wait_for_each_other(
     small: SGLangEngine, trained: PreTrainedModel, untrained: PreTrainedModel, forward: Scores
 ) -> None:
@@ -315,11 +336,36 @@ async def test_updates_wait_for_each_other(
     assert worst(await small.generate(request("after", 8)), forward, models) < TOLERANCE
 
 
+@both_ways
+@pytest.mark.parametrize("named", [True, False])
 async def test_another_engine_does_not_trust_a_path_that_tensors_have_left(
-    small: SGLangEngine, sglang: SGLangProcess, tiny_policy: Path, untrained: PreTrainedModel
+    small: SGLangEngine,
+    sglang: SGLangProcess,
+    tiny_policy: Path,
+    untrained: PreTrainedModel,
+    forward: Scores,
+    named: bool,
 ) -> None:
     await small.update_weights(TensorWeights(untrained.state_dict()), version="7")
-    async with await SGLangEngine.connect(sglang.url, model=tiny_policy) as other:
+    async with await SGLangEngine.connect(sglang.url, model=tiny_policy if named else None) as other:
         assert other.info.weight_version == "7"
         assert not other.facts.unchanged
-        assert other.facts.model_path == str(tiny_policy)
+        assert other.facts.signature == small.facts.signature
+        assert other.facts.vocab_size == small.facts.vocab_size
+        path = Path(other.facts.model_path)
+        if small._client.config.shared_memory is None:
+            assert path == tiny_policy
+        else:
+            assert path.parent == Path(small._client.config.shared_memory)
+            assert not path.exists()
+        generation = await other.generate(request("other", 16))
+        assert worst(generation, forward, {"7": untrained}) < TOLERANCE
+
+
+async def test_an_sglang_that_cannot_see_the_file_gets_the_tensors_all_the_same(
+    small: SGLangEngine, untrained: PreTrainedModel, forward: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_FILE", "model.unseen")  # as if it had a memory of its own
+    await small.update_weights(TensorWeights(untrained.state_dict()), version="1")
+    generation = await small.generate(request("after", 16))
+    assert worst(generation, forward, {"1": untrained}) < TOLERANCE

@@ -30,7 +30,7 @@ from gym_sdk.schema.weights import TensorSpec
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 WATCH = FleetConfig(check_s=0.1, health_s=0.5, away_s=20.0)
-CONFIG = SGLangConfig(connect_s=2.0, control_s=2.0, refused_retries=0)
+CONFIG = SGLangConfig(connect_s=2.0, control_s=2.0, refused_retries=0, shared_memory=None)
 
 
 @pytest_asyncio.fixture

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
+import fcntl
 import json
+import os
 import pickle
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +33,7 @@ from backends.engine import (
     WeightsGroup,
 )
 from backends.sglang import SGLangConfig, SGLangEngine
+from backends.sglang.weights import pickled, shared
 from backends.sglang.weights.adapter import LoRALimits, check_adapter
 from backends.sglang.weights.signature import signature_of
 from gym_sdk.errors import (
@@ -101,14 +107,14 @@ class Playing:
         return [path for path, _ in self.calls]
 
     @asynccontextmanager
-    async def engine(self, **config: Any) -> AsyncIterator[SGLangEngine]:
+    async def engine(self, model: Path | None = None, **config: Any) -> AsyncIterator[SGLangEngine]:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/generate", self.generate)
         app.router.add_route("*", "/{path:.*}", self.control)
         async with TestServer(app) as server:
-            config = {"bucket_bytes": 200_000, **config}
+            config = {"bucket_bytes": 200_000, "shared_memory": None, **config}
             async with await SGLangEngine.connect(
-                str(server.make_url("/")), config=SGLangConfig(**config)
+                str(server.make_url("/")), model=model, config=SGLangConfig(**config)
             ) as engine:
                 self.calls.clear()
                 yield engine
@@ -333,6 +339,245 @@ async def test_requests_that_arrive_during_an_update_are_sent_after_it(
         assert (await late).weight_versions[0].version == "1"
     assert len(playing.asked) == 1
     assert "/abort_request" not in playing.paths()
+
+
+def layout(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same values, lying in memory in other ways than one after the other."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    views, start = {}, 0
+    for name, tensor in tensors.items():
+        view = flat[start : start + tensor.numel()].view(tensor.shape)
+        start += tensor.numel()
+        views[name] = view.T.contiguous().T if view.dim() == 2 else view
+    return views
+
+
+@pytest.mark.asyncio
+async def test_tensors_reach_a_neighbour_by_a_file_in_shared_memory(
+    playing: Playing, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
+
+    def load(body: dict[str, Any]) -> web.Response:
+        folder = Path(body["model_path"])
+        names = [file.name for file in folder.iterdir()]
+        values = {name: tensor.clone() for name, tensor in load_file(folder / names[0]).items()}
+        seen.append((folder.stat().st_mode & 0o777, names, values))
+        playing.base = body["weight_version"]
+        return web.json_response({"success": True})
+
+    playing.answers[DISK] = [load]
+    name = "model.embed_tokens.weight"
+    source = {**layout(tensors), name: tensors[name].to(torch.bfloat16)}
+    async with playing.engine(shared_memory=str(tmp_path)) as engine:
+        await engine.update_weights(TensorWeights({**source, "lm_head.weight": source[name]}), version="1")
+        assert engine.info.weight_version == "1"
+        assert (await engine.generate(ask())).weight_versions[0].version == "1"
+    ((mode, names, values),) = seen
+    assert (mode, names) == (0o700, ["model.safetensors"])
+    assert values.keys() == source.keys()
+    assert all(torch.equal(values[name], source[name]) for name in source)
+    assert values[name].dtype is torch.bfloat16
+    assert playing.paths() == ["/pause_generation", DISK, "/continue_generation"]
+    body = playing.calls[1][1]
+    assert (body["weight_version"], body["flush_cache"], body["abort_all_requests"]) == ("1", True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["refused", "flush", "lost", "late", "cancelled"])
+async def test_a_failure_by_shared_memory_is_undone_and_leaves_no_file(
+    playing: Playing,
+    tensors: dict[str, torch.Tensor],
+    untrained_policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    answer, kind = {
+        "refused": (
+            refuse("Failed to update weights: bad.\nRolling back to original weights."),
+            CheckpointError,
+        ),
+        "flush": (refuse("Weights were updated, but the cache was not flushed"), CheckpointError),
+        "lost": (refuse("broken", 500), TransportError),
+        "late": (hang, DeadlineError),
+        "cancelled": (hang, asyncio.CancelledError),
+    }[how]
+    playing.answers[DISK] = [answer]
+    there: list[bool] = []
+    control = playing.control
+
+    async def noting(request: web.Request) -> web.Response:
+        if request.path == "/server_info":
+            there.append(any(tmp_path.iterdir()))
+        return await control(request)
+
+    monkeypatch.setattr(playing, "control", noting)
+    async with playing.engine(update_s=0.5 if how == "late" else 10.0, shared_memory=str(tmp_path)) as engine:
+        task = asyncio.create_task(engine.update_weights(TensorWeights(tensors), version="1"))
+        while DISK not in playing.paths():
+            await asyncio.sleep(0.01)
+        if how == "cancelled":
+            task.cancel()
+        with pytest.raises(kind):
+            await task
+        assert engine.unfit is None
+        assert (await engine.generate(ask())).weight_versions[0].version == "0"
+    assert list(tmp_path.iterdir()) == []
+    assert playing.paths() == ["/pause_generation", DISK, DISK, "/continue_generation"]
+    assert playing.calls[2][1]["model_path"] == str(untrained_policy)
+    # where SGLang may be loading still, the file waits for the end of that
+    assert there[-1] is (how in ("lost", "late", "cancelled"))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("why", ["full", "missing", "filled meanwhile", "several machines"])
+async def test_without_shared_memory_tensors_go_inside_the_requests(
+    playing: Playing,
+    tensors: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    place = tmp_path / "none" if why == "missing" else tmp_path
+    if why == "full":
+        free = sum(tensor.nbytes for tensor in tensors.values()) + shared._RESERVE_BYTES - 1
+        monkeypatch.setattr(shared.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    elif why == "filled meanwhile":
+        monkeypatch.setattr(shared, "file_head", full)
+    elif why == "several machines":
+        playing.server["nnodes"] = 2
+    async with playing.engine(shared_memory=str(place)) as engine:
+        await engine.update_weights(TensorWeights(tensors), version="1")
+        assert engine.info.weight_version == "1"
+    assert DISK not in playing.paths()
+    assert TENSOR in playing.paths()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Failed to get weights iterator: Cannot find any model weights with `x`.",
+        "Failed to get model loader: <DummyModelLoader>.",
+    ],
+)
+async def test_an_sglang_that_does_not_see_the_file_gets_the_tensors_in_the_same_update(
+    playing: Playing, tensors: dict[str, torch.Tensor], tmp_path: Path, message: str
+) -> None:
+    playing.answers[DISK] = [refuse(message)]
+    async with playing.engine(shared_memory=str(tmp_path)) as engine:
+        await engine.update_weights(TensorWeights(tensors), version="1")
+        await engine.update_weights(TensorWeights(tensors), version="2")  # it is not asked again
+        assert engine.info.weight_version == "2"
+    assert playing.paths()[:3] == ["/pause_generation", DISK, "/begin_weight_update"]
+    assert playing.paths().count(DISK) == 1
+    assert playing.paths().count("/pause_generation") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.asyncio
+async def test_an_update_cancelled_while_its_file_is_written_touches_nothing_and_leaves_none(
+    playing: Playing, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go = threading.Event(), threading.Event()
+    head = shared.file_head
+
+    def slow(specs: Any) -> bytes:
+        writing.set()
+        go.wait(10)
+        return head(specs)
+
+    monkeypatch.setattr(shared, "file_head", slow)
+    async with playing.engine(shared_memory=str(tmp_path)) as engine:
+        task = asyncio.create_task(engine.update_weights(TensorWeights(tensors), version="1"))
+        await asyncio.to_thread(writing.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert playing.paths() == ["/pause_generation", "/continue_generation"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.asyncio
+async def test_the_next_update_removes_the_files_of_a_process_that_was_killed(
+    playing: Playing, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    killed, running, other = (tmp_path / name for name in ("gym-sdk-weights-a", "gym-sdk-weights-b", "c"))
+    for folder in (killed, running, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    async with playing.engine(shared_memory=str(tmp_path)) as engine:
+        await engine.update_weights(TensorWeights(tensors), version="1")
+    os.close(lock)
+    assert set(tmp_path.iterdir()) == {running, other}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:30000", True),
+        ("http://127.9.8.7:1", True),
+        ("http://localhost:30000", True),
+        ("http://LOCALHOST", True),
+        ("http://[::1]:30000", True),
+        ("http://10.0.0.1:30000", False),
+        ("http://localhost.example.com", False),
+        ("http://[::2]:30000", False),
+        ("http://gpu1:30000", False),
+    ],
+)
+def test_only_this_machine_shares_memory(url: str, expected: bool) -> None:
+    assert shared._is_loopback(url) is expected
+
+
+@pytest.mark.parametrize("value", ["", "dev/shm"])
+def test_shared_memory_must_be_a_full_path(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="shared_memory"):
+        SGLangConfig(shared_memory=value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_served_path_that_is_gone_tells_nothing_of_the_model(
+    playing: Playing, tensors: dict[str, torch.Tensor], untrained_policy: Path, tmp_path: Path, named: bool
+) -> None:
+    playing.model |= {"model_path": str(tmp_path / "gone"), "weight_version": "5"}
+    playing.base = "5"
+    if named:
+        playing.server["model_path"] = str(tmp_path / "gone too")
+    async with playing.engine(model=untrained_policy if named else None) as engine:
+        assert engine.facts.signature == signature_of(untrained_policy)
+        assert not engine.facts.unchanged
+        with pytest.raises(CheckpointError, match="missing"):
+            await engine.update_weights(TensorWeights(dict(list(tensors.items())[1:])), version="6")
+        playing.answers[TENSOR] = [refuse("bad tensor")]
+        with pytest.raises(GymError, match="mixture"):
+            await engine.update_weights(TensorWeights(tensors), version="6")
+    assert DISK not in playing.paths()
+
+
+def test_pieces_of_a_body_make_up_what_they_were_cut_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled, "_PIECE_BYTES", 3 * 1000)
+    named = [(str(size), torch.arange(size, dtype=torch.uint8)) for size in (1, 255, 100_003, 2, 0)]
+    pieces = pickled.tensors_body(named, 2, {"flush_cache": True})
+    body = json.loads(b"".join(pieces))
+    assert body.pop("flush_cache") is True
+    one, other = body.pop("serialized_named_tensors")
+    assert body == {}
+    assert one == other
+    found = pickle.loads(base64.b64decode(one, validate=True))
+    assert [name for name, _ in found] == [name for name, _ in named]
+    assert all(torch.equal(got, sent) for (_, got), (_, sent) in zip(found, named, strict=True))
 
 
 def broadcast(tensors: dict[str, torch.Tensor], group: str = "g") -> BroadcastWeights:

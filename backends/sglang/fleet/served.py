@@ -25,10 +25,10 @@ class Served:
         self.version = facts.weight_version
         folder = Path(facts.model_path)
         self._base_version = facts.weight_version
-        self._base_path: str | None = facts.model_path
         # tensors that somebody has sent before leave the path as it was, and it says nothing about them
         known = facts.unchanged and folder.is_dir()
         self._base: WeightSource | None = FolderWeights(folder) if known else None
+        self._base_path: str | None = facts.model_path if known else None
         self._adapter: AdapterWeights | None = None
 
     def took(self, source: WeightSource, version: str) -> None:

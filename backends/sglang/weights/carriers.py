@@ -96,10 +96,10 @@ class TensorCarrier:
     """Tensors of this process.
 
     Tensors in CPU memory reach an SGLang on this machine as a file in shared memory. Where that cannot be,
-    they go inside the requests, a bucket at a time: pickled as SGLang reads them, in base64, which is a third
-    more than the bucket's bytes. Tensors on a GPU stay there, and the requests carry their CUDA IPC handles,
-    which SGLang must be able to open: it runs on the same machine and sees the same GPU. The latter follows
-    SGLang's source, and has never been run by our tests, which have no GPU.
+    they go inside the requests, a bucket at a time: pickled as SGLang reads them, in base64, some two and a
+    half times a bucket's bytes in memory. Tensors on a GPU stay there, and the requests carry their CUDA IPC
+    handles, which SGLang must be able to open: it runs on the same machine and sees the same GPU. The latter
+    follows SGLang's source, and has never been run by our tests, which have no GPU.
 
     Args:
         client: the way to SGLang.
@@ -148,7 +148,7 @@ class TensorCarrier:
         async with shared_folder(self._client, self._specs, self._tensors) as folder:
             if folder is None:
                 return False
-            self.touched = True
+            self.touched = True  # as long as nobody says otherwise
             self.touched = await shared_load(self._client, folder, version)
             return self.touched
 
