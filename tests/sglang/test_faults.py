@@ -112,7 +112,6 @@ def ask() -> GenerationRequest:
         ("server", "max_req_input_len", None, "no SGLang"),
         ("model", "preferred_sampling_params", {"top_p": 0.5}, "preferred_sampling_params"),
         ("model", "is_generation", False, "is_generation"),
-        ("model", "model_path", "/nowhere", "name the folder"),
     ],
 )
 async def test_a_server_that_cannot_keep_the_contract_is_refused(
@@ -122,6 +121,17 @@ async def test_a_server_that_cannot_keep_the_contract_is_refused(
     async with scripted.running() as url:
         with pytest.raises(ConfigurationError, match=message):
             await SGLangEngine.connect(url)
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_cannot_be_seen_from_here_must_be_named(scripted: Scripted) -> None:
+    known = Path(scripted.model["model_path"])
+    scripted.model["model_path"] = scripted.server["model_path"] = "/nowhere"
+    async with scripted.running() as url:
+        with pytest.raises(ConfigurationError, match="name the folder"):
+            await SGLangEngine.connect(url)
+        async with await SGLangEngine.connect(url, model=known) as engine:
+            assert engine.info.vocab_size > 0
 
 
 @pytest.mark.asyncio

@@ -226,18 +226,13 @@ async def test_what_ends_is_started_again_and_given_up_in_the_end(
 async def test_nothing_is_left_of_what_is_started_again(
     untrained_policy: Path, answering: Path, tmp_path: Path, moment: str
 ) -> None:
+    before = set(psutil.Process().children(recursive=True))
     async with launch_sglang(untrained_policy, python=answering, log=tmp_path / "log", restarts=2) as process:
         if moment == "between":
             kill_command(process)
             await process.wait()
-        family = psutil.Process().children(recursive=True)
+        else:
+            assert set(psutil.Process().children(recursive=True)) - before
     assert process.exit_status is not None
-    _, alive = psutil.wait_procs([one for one in family if keeper.__file__ in _command(one)], timeout=10)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
     assert not alive
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
