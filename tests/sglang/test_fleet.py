@@ -24,6 +24,7 @@ from backends.engine import (
     WeightsGroup,
 )
 from backends.sglang import FleetConfig, SGLangConfig, SGLangFleet
+from backends.sglang.fleet.replica import Replica
 from gym_sdk.errors import CheckpointError, ConfigurationError, PolicyError, TransportError
 from gym_sdk.schema.weights import TensorSpec
 
@@ -365,3 +366,29 @@ async def test_a_replica_of_another_model_stays_out(fakes: list[FakeSGLang]) -> 
         assert serving(fleet) == [False, True]
         fakes[0].length = 100
         await until(lambda: serving(fleet) == [True, True])
+
+
+async def test_a_pause_that_one_replica_does_not_take_leaves_none_paused(fakes: list[FakeSGLang]) -> None:
+    async with fleet_of(fakes[:2], FleetConfig(check_s=60.0)) as fleet:
+        await fakes[1].die()
+        with pytest.raises(TransportError):
+            await fleet.pause("retract")
+        assert "/pause_generation" in fakes[0].calls
+        assert fakes[0].calls[-1] == "/continue_generation"
+
+
+async def test_a_failure_of_the_watch_is_not_its_end(
+    fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet_of(fakes[:1]) as fleet:
+
+        async def fails(_: Replica) -> str | None:
+            raise RuntimeError("of the watch")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Replica, "ailing", fails)
+            await until(lambda: "of the watch" in caplog.text)
+        await fakes[0].die()
+        await until(lambda: serving(fleet) == [False])
+        await fakes[0].start()
+        await until(lambda: serving(fleet) == [True])

@@ -180,13 +180,22 @@ class SGLangFleet:
     async def pause(self, mode: PauseMode = "in_place") -> None:
         """Stop sampling on all replicas when this returns; see `SGLangEngine.pause`."""
         async with self._roster.lock:
-            await _all(engine.pause(mode) for engine in self._roster.engines)
-            self._roster.paused = mode
+            before, self._roster.paused = self._roster.paused, mode
+            try:
+                await _all(engine.pause(mode) for engine in self._roster.engines)
+            except BaseException:
+                self._roster.paused = before
+                if before is None:  # no replica stays paused for the failure of another
+                    with anyio.CancelScope(shield=True):
+                        resumed = (engine.continue_generation() for engine in self._roster.engines)
+                        await asyncio.gather(*resumed, return_exceptions=True)
+                raise
 
     async def continue_generation(self) -> None:
         """Resume after `pause`; without effect if not paused."""
-        self._roster.paused = None
-        await _all(engine.continue_generation() for engine in self._roster.engines)
+        async with self._roster.lock:  # a replica that is just coming in may be about to be paused
+            self._roster.paused = None
+            await _all(engine.continue_generation() for engine in self._roster.engines)
 
     async def update_weights(self, source: WeightSource, *, version: str) -> None:
         """Replace the weights of all replicas; raises as `SGLangEngine.update_weights` does.

@@ -200,14 +200,17 @@ class Roster:
     async def _look_after(self, replica: Replica) -> None:
         while replica.listed or replica.in_flight:
             await replica.rest()
-            if replica.engine is None:
-                if replica.gone:
-                    replica.give_up()
-                    self.changed()
-                    return
-                await self._welcome(replica)
-            elif not self.lock.locked() and (why := await replica.ailing()) is not None:
-                await self.lose(replica, why)
+            if replica.engine is None and replica.gone:
+                replica.give_up()
+                self.changed()
+                return
+            try:
+                if replica.engine is None:
+                    await self._welcome(replica)
+                elif not self.lock.locked() and (why := await replica.ailing()) is not None:
+                    await self.lose(replica, why)
+            except Exception:  # whoever stops looking never takes it in again
+                logger.exception("looking after SGLang at %s failed; it is tried again", replica.url)
         await replica.aclose()
         del self._replicas[replica.url]
 
