@@ -23,7 +23,13 @@ TOKEN_FIELDS = (
 class WireModel(BaseModel):
     """A JSON object of the Responses API. Unknown fields are kept; what was not set is not sent."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        extra="allow",
+        protected_namespaces=(),
+        defer_build=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
 
     always_sent: ClassVar[frozenset[str]] = frozenset()
 
@@ -33,7 +39,7 @@ class WireModel(BaseModel):
 
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON object as it travels: set fields and unknown fields, nothing else."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def to_wire_json(self) -> bytes:
         """Return `to_wire()` as JSON bytes."""

@@ -11,6 +11,8 @@ from gym_sdk.schema.base import TokenFields, WireModel
 
 __all__ = [
     "ContentPart",
+    "CustomToolCall",
+    "CustomToolCallOutput",
     "FunctionCall",
     "FunctionCallOutput",
     "InputText",
@@ -161,6 +163,34 @@ class FunctionCallOutput(TokenFields):
         return text_of(self.output)
 
 
+class CustomToolCall(TokenFields):
+    """The policy calls a custom tool, whose input is free text."""
+
+    always_sent: ClassVar[frozenset[str]] = _TYPE
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    call_id: str
+    name: str
+    input: str
+    id: str | None = None
+    status: str | None = None
+
+
+class CustomToolCallOutput(TokenFields):
+    """What a custom tool returned."""
+
+    always_sent: ClassVar[frozenset[str]] = _TYPE
+    type: Literal["custom_tool_call_output"] = "custom_tool_call_output"
+    call_id: str
+    output: str | list[ContentPart]
+    id: str | None = None
+    status: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the output."""
+        return text_of(self.output)
+
+
 class ItemReference(TokenFields):
     """Stands for an item that the server remembers."""
 
@@ -180,6 +210,8 @@ _ITEM_TAGS = {
     "reasoning": Reasoning,
     "function_call": FunctionCall,
     "function_call_output": FunctionCallOutput,
+    "custom_tool_call": CustomToolCall,
+    "custom_tool_call_output": CustomToolCallOutput,
     "item_reference": ItemReference,
 }
 
@@ -189,6 +221,8 @@ def _item_tag(value: Any) -> str | None:
         kind = value.get("type")
         if kind is None and "role" in value:
             return "message"
+        if kind is None and "id" in value:
+            return "item_reference"
     else:
         kind = getattr(value, "type", None)
     if not isinstance(kind, str):
@@ -201,6 +235,8 @@ Item: TypeAlias = Annotated[
     | Annotated[Reasoning, Tag("reasoning")]
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[FunctionCallOutput, Tag("function_call_output")]
+    | Annotated[CustomToolCall, Tag("custom_tool_call")]
+    | Annotated[CustomToolCallOutput, Tag("custom_tool_call_output")]
     | Annotated[ItemReference, Tag("item_reference")]
     | Annotated[UnknownItem, Tag("unknown")],
     Discriminator(

@@ -1,4 +1,4 @@
-"""Requests and responses of `POST /v1/responses`."""
+"""The response of `POST /v1/responses`, and the forms in which it carries tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pydantic import Field, PrivateAttr
 from gym_sdk.errors import TokenContractError
 from gym_sdk.schema.base import TokenFields, WireModel, tokens_to_wire
 from gym_sdk.schema.items import Item, output_text
+from gym_sdk.schema.requests import ReasoningOptions, TextOptions, Tool
 from gym_sdk.tokens import CallTokens, WeightSpan
 
 __all__ = [
     "TOKEN_FORMS",
     "TOKEN_FORM_HEADER",
-    "FunctionTool",
     "IncompleteDetails",
     "Response",
     "ResponseError",
-    "ResponseRequest",
     "TokenDelta",
     "TokenForm",
     "Usage",
@@ -29,7 +28,7 @@ TokenForm: TypeAlias = Literal["item", "response", "compact"]
 """Where the tokens of a model call stand in a response.
 
 `item`: whole, on the last output item (NeMo Gym's form). `response`: whole, on the response. `compact`: on
-the response, as a `TokenDelta`; the response does not repeat instructions and tools, and a request that
+the response, as a `TokenDelta`; the response does not repeat what was asked, and a request that
 continues another by `previous_response_id` takes over its instructions, tools and template settings unless it
 sends its own.
 """
@@ -40,42 +39,13 @@ TOKEN_FORM_HEADER = "Gym-Token-Form"
 """The HTTP header by which a request chooses the form."""
 
 
-class FunctionTool(WireModel):
-    """A function that the policy may call.
-
-    Attributes:
-        parameters: JSON schema of the arguments.
-        strict: whether the arguments must match the schema exactly.
-    """
-
-    always_sent: ClassVar[frozenset[str]] = frozenset({"type", "parameters", "strict"})
-    type: Literal["function"] = "function"
-    name: str
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-    description: str | None = None
-
-
-class ResponseRequest(WireModel):
-    """The body of `POST /v1/responses`. Fields that are not listed are kept in `model_extra`."""
-
-    model: str | None = None
-    input: str | list[Item]
-    instructions: str | None = None
-    tools: list[FunctionTool | dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    temperature: float | None = Field(default=None, ge=0.0, le=100.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    metadata: dict[str, Any] | None = None
-    previous_response_id: str | None = None
-    store: bool | None = None
-    stream: bool | None = None
-    # extensions beyond OpenAI's fields
-    top_k: int | None = Field(default=None, ge=0)
-    seed: int | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+_ASKED = (
+    *("instructions", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "metadata", "text"),
+    *("reasoning", "temperature", "top_p", "top_logprobs", "presence_penalty", "frequency_penalty"),
+    *("max_output_tokens", "truncation", "store", "background", "service_tier", "prompt_cache_key"),
+    *("safety_identifier", "user"),
+)
+"""Fields that say what was asked, which whoever asks for the compact form knows."""
 
 
 class InputTokensDetails(WireModel):
@@ -189,6 +159,7 @@ class Response(TokenFields):
     id: str
     object: Literal["response"] = "response"
     created_at: float
+    completed_at: float | None = None
     model: str
     status: Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"] = "completed"
     output: list[Item]
@@ -198,17 +169,32 @@ class Response(TokenFields):
     instructions: str | list[Item] | None = None
     metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool = True
+    max_tool_calls: int | None = None
     temperature: float | None = None
     tool_choice: str | dict[str, Any] = "auto"
-    tools: list[FunctionTool | dict[str, Any]] = Field(default_factory=list)
+    tools: list[Tool] = Field(default_factory=list)
     top_p: float | None = None
+    top_logprobs: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     max_output_tokens: int | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    truncation: str | None = None
+    store: bool | None = None
+    background: bool | None = None
+    service_tier: str | None = None
     previous_response_id: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
     # extensions beyond OpenAI's fields
     fork: str | None = None
     """Why the prompt did not extend the newest model call of its history, if it did not."""
     unparsed_calls: int = 0
     """Pieces of tool-call markup that did not parse and stayed text."""
+    stop_sequence: str | None = None
+    """The stop string that ended the generation, if one did. It is sampled, and no part of the output."""
     token_delta: TokenDelta | None = None
     """The tokens in the `compact` form."""
 
@@ -266,8 +252,8 @@ class Response(TokenFields):
         output = [item.without_tokens() for item in self.output]
         wire = self.without_tokens().model_copy(update={"output": output}).to_wire()
         if form == "compact":
-            wire.pop("instructions", None)
-            wire.pop("tools", None)
+            for name in _ASKED:
+                wire.pop(name, None)
         if tokens is None:
             return wire
         if form == "compact":
