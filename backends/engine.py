@@ -31,6 +31,7 @@ __all__ = [
     "SamplingParams",
     "TensorSpec",
     "TensorWeights",
+    "TopLogProbs",
     "WeightSource",
     "WeightsGroup",
     "check_room",
@@ -51,6 +52,11 @@ class FinishReason(StrEnum):
 PauseMode: TypeAlias = Literal["abort", "retract", "in_place"]
 """What happens to running generations at a pause: end them; recompute their cache after it; keep it."""
 
+TopLogProbs: TypeAlias = list[list[tuple[int, float]]]
+"""For each place the likeliest tokens and their natural-log probabilities, likeliest first."""
+
+_MOST_TOP_LOG_PROBS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -63,6 +69,10 @@ class SamplingParams:
         top_k: only the k likeliest tokens; 0 turns it off.
         seed: makes this request's samples repeatable, whatever runs beside it.
         stop_token_ids: a sampled token of this set ends the generation, and is part of it.
+        grammar: what the generation must spell, in llguidance's dialect of Lark; None: anything. It covers
+            the whole generation, the stop token at its end included: special tokens are written by id, such
+            as `<[151645]>`.
+        top_log_probs: how many of the likeliest tokens to report at each place, 0 to 20.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -74,6 +84,8 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    grammar: str | None = None
+    top_log_probs: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -84,6 +96,12 @@ class SamplingParams:
             raise ConfigurationError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.top_k < 0:
             raise ConfigurationError(f"top_k must be 0 (off) or positive, not {self.top_k}")
+        if self.grammar is not None and not self.grammar.strip():
+            raise ConfigurationError("grammar must not be empty; None allows anything")
+        if not 0 <= self.top_log_probs <= _MOST_TOP_LOG_PROBS:
+            raise ConfigurationError(
+                f"top_log_probs must be in [0, {_MOST_TOP_LOG_PROBS}], not {self.top_log_probs}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +122,23 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationChunk:
-    """What is new since the previous chunk. The last chunk has a `finish_reason`."""
+    """What is new since the previous chunk. The last chunk has a `finish_reason`.
+
+    Attributes:
+        token_ids: the new tokens.
+        log_probs: as in `Generation`.
+        weight_version: the version that sampled this chunk's tokens; a chunk never spans two.
+        finish_reason: why the generation ended; None while it goes on.
+        top_log_probs: as in `Generation`.
+        cached_tokens: as in `Generation`.
+    """
 
     token_ids: list[int]
     log_probs: list[float]
     weight_version: str
-    """The version that sampled this chunk's tokens; a chunk never spans two."""
     finish_reason: FinishReason | None = None
+    top_log_probs: TopLogProbs | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +148,11 @@ class Generation:
     Attributes:
         token_ids: the G sampled tokens.
         log_probs: G natural-log probabilities at the request's temperature (1 if greedy), before
-            top-k/top-p truncation.
+            top-k/top-p truncation and the grammar's mask.
         weight_versions: spans over the G tokens.
         cached_tokens: how many prompt tokens did not need computing.
+        top_log_probs: the likeliest tokens at each of the G places, scored as `log_probs` are; None if none
+            were asked for. Tokens that can't be sampled at all are left out.
     """
 
     token_ids: list[int]
@@ -130,6 +160,7 @@ class Generation:
     finish_reason: FinishReason
     weight_versions: tuple[WeightSpan, ...]
     cached_tokens: int = 0
+    top_log_probs: TopLogProbs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +231,8 @@ class Engine(Protocol):
         Raises:
             ContextOverflowError: the prompt leaves no room for a token.
             ConfigurationError: an id is outside the vocabulary, or the request id is in use.
+            PolicyError: the engine can't do what the request asks for, the grammar is invalid, or it allows
+                no further token.
             GymError: the engine is closed or broke.
         """
         ...

@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
+from backends.answers import answered, begun
 from backends.engine import (
     Engine,
-    FinishReason,
     FolderWeights,
     Generation,
-    GenerationRequest,
     PauseMode,
     RemoteEngine,
-    SamplingParams,
     TensorWeights,
     WeightsGroup,
     WeightSource,
 )
-from backends.ids import new_id
-from backends.memory import CallMemory, KnownCall
-from backends.prefix import Prompt, Step, Thinking, next_prompt
+from backends.history import History, Past
+from backends.log_probs import with_log_probs
+from backends.memory import CallMemory
+from backends.plan import Plan, Planner
+from backends.prefix import Prompt, Step, Thinking
 from backends.reading import OutputReader, RendererReader
 from backends.rendering import ParsedOutput, Renderer
-from backends.rendering.renderer import Conversation
-from backends.requests import check_supported, function_tools
-from gym_sdk.errors import ConfigurationError, ContextOverflowError, PolicyError
-from gym_sdk.schema import (
-    FunctionTool,
-    IncompleteDetails,
-    InputTokensDetails,
-    OutputTokensDetails,
-    Response,
-    ResponseRequest,
-    Usage,
-    as_items,
-)
+from backends.requests import wants_log_probs, wants_sealed_reasoning
+from backends.sampled import Sampled, sample
+from backends.sealed import seal
+from backends.snapshots import Pacer, Snapshot, StableIds
+from gym_sdk.errors import ConfigurationError
+from gym_sdk.schema import Item, Reasoning, Response, ResponseRequest
 from gym_sdk.tokens import CallTokens
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Policy", "PolicyStats"]
-
-_STATUS = {
-    FinishReason.STOP: "completed",
-    FinishReason.LENGTH: "incomplete",
-    FinishReason.ABORT: "cancelled",
-}
 
 
 @dataclass(slots=True)
@@ -61,6 +46,7 @@ class PolicyStats:
 
     responses: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generated_tokens: int = 0
     bridges: int = 0
     splices: int = 0
@@ -78,6 +64,8 @@ class Policy:
         memory: what is remembered of past model calls.
         thinking: whether the thinking of earlier turns is kept, or forks where the chat template drops it.
         reader: what reads generations; the renderer's parser by default.
+        strict_tools: whether calls are held to the tools' schemas where a tool is `strict`. By default the
+            policy is free to call wrongly, and learns from it.
     """
 
     def __init__(
@@ -89,14 +77,24 @@ class Policy:
         memory: CallMemory | None = None,
         thinking: Thinking = "keep",
         reader: OutputReader | None = None,
+        strict_tools: bool = False,
     ) -> None:
         self.engine = engine
         self.renderer = renderer
         self.reader: OutputReader = RendererReader(renderer) if reader is None else reader
         self.name = name
-        self.thinking: Thinking = thinking
         self.stats = PolicyStats()
         self._memory = CallMemory() if memory is None else memory  # an empty one is false
+        self._planner = Planner(
+            engine,
+            renderer,
+            self.reader,
+            self._memory,
+            name=name,
+            thinking=thinking,
+            strict_tools=strict_tools,
+        )
+        self._pacer = Pacer()
 
     async def respond(
         self,
@@ -105,6 +103,7 @@ class Policy:
         scope: str = "",
         inherit: bool = False,
         response_id: str | None = None,
+        history: History | None = None,
     ) -> Response:
         """Answer one request.
 
@@ -114,6 +113,7 @@ class Policy:
             inherit: whether a request with `previous_response_id` takes over the instructions, tools and
                 template settings that it does not send.
             response_id: the response's id, if it was given out before; a fresh one by default.
+            history: where responses are found that the policy does not remember.
 
         Returns:
             The response, which carries its tokens (`Response.tokens`).
@@ -123,30 +123,45 @@ class Policy:
             ContextOverflowError: the prompt leaves no room for a token.
             GymError: the engine failed, or what reads generations.
         """
-        check_supported(request)
-        self._check_model(request.model)
-        previous = self._previous(request)
-        conversation = _conversation(request, previous, inherit=inherit)
-        _check_token_ids(conversation, self.engine.info.vocab_size)
-        renderer = await self.reader.prover(self.renderer, conversation)
-        prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self.thinking)
-        generation = await self._generate(request, prompt)
-        parsed = await self.reader.read(
-            generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools
-        )
-        tokens = prompt.tokens_of(generation.token_ids, generation.log_probs, generation.weight_versions)
-        response = _response(request, self.name, generation, parsed, tokens)
-        response.id = response_id or response.id
-        parent = prompt.parent.response_id if prompt.parent is not None else None
-        extends = parent if parent == request.previous_response_id else None
-        response.carrying(tokens, extends=extends)
-        self._memory.remember(prompt.call(conversation, parsed.items, tokens, response.id))
-        self._count(prompt, parsed, tokens)
-        if prompt.fork is not None:
-            response.fork = prompt.fork
-        if parsed.unparsed_calls:
-            response.unparsed_calls = parsed.unparsed_calls
-        return response
+        past = Past(self._memory, history)
+        plan = await self._planner.plan(request, past, scope=scope, inherit=inherit)
+        if not plan.watches:
+            generation = await self.engine.generate(plan.engine_request)
+        else:
+            async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
+                generation = [sampled async for sampled in steps][-1].generation()
+        response = begun(request, model=self.name, response_id=response_id)
+        return await self._finish(plan, response, generation, StableIds())
+
+    async def stream(
+        self,
+        request: ResponseRequest,
+        *,
+        scope: str = "",
+        inherit: bool = False,
+        response_id: str | None = None,
+        history: History | None = None,
+    ) -> AsyncGenerator[Snapshot, None]:
+        """Answer one request as it is generated; arguments and errors are those of `respond`.
+
+        Yields:
+            A snapshot when the request was accepted, more while tokens come, and one with the whole response.
+            Leaving early aborts the generation.
+        """
+        past = Past(self._memory, history)
+        plan = await self._planner.plan(request, past, scope=scope, inherit=inherit)
+        response = begun(request, model=self.name, response_id=response_id)
+        yield Snapshot(response)
+        ids = StableIds()
+        with self._pacer.stream() as pace:
+            async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
+                async for sampled in steps:
+                    if sampled.finish_reason is None and pace.is_due:
+                        with pace.look():
+                            snapshot = await self._look(plan, response, sampled, ids)
+                        yield snapshot
+        done = await self._finish(plan, response, sampled.generation(), ids)
+        yield Snapshot(done, done.output, done=True)
 
     async def update_weights(
         self, source: WeightSource | str | Path | Mapping[str, torch.Tensor], *, version: str
@@ -185,6 +200,11 @@ class Policy:
         """Resume the engine; see `Engine.continue_generation`."""
         await self.engine.continue_generation()
 
+    async def count_input_tokens(self, request: ResponseRequest, *, history: History | None = None) -> int:
+        """Return how many tokens the prompt of a request has; raises as `respond` does."""
+        plan = await self._planner.plan(request, Past(self._memory, history), counts=True)
+        return len(plan.prompt.token_ids)
+
     async def aclose(self) -> None:
         """Close the engine; everything in flight is aborted."""
         await self.engine.aclose()
@@ -197,50 +217,67 @@ class Policy:
             )
         return self.engine
 
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self.name:
-            raise PolicyError(
-                f"the model {model!r} does not exist here; this server serves {self.name!r}",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
-
-    def _previous(self, request: ResponseRequest) -> KnownCall | None:
-        name = request.previous_response_id
-        if name is None:
-            return None
-        call = self._memory.named(name)
-        if call is None or call.response_id != name:
-            raise PolicyError(
-                f"the response {name!r} is not remembered here (any more); send the whole history in `input`",
-                code="previous_response_not_found",
-                param="previous_response_id",
-            )
-        return call
-
-    async def _generate(self, request: ResponseRequest, prompt: Prompt) -> Generation:
-        ids, info = prompt.token_ids, self.engine.info
-        if len(ids) >= info.context_length:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens; the context holds {info.context_length} and "
-                "must leave room for at least one more: shorten the input",
-                prompt_tokens=len(ids),
-                context_length=info.context_length,
-            )
-        sampling = SamplingParams(
-            max_new_tokens=request.max_output_tokens,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            top_k=request.top_k or 0,
-            seed=request.seed,
-            stop_token_ids=self.renderer.stop_token_ids,
+    async def _look(self, plan: Plan, response: Response, sampled: Sampled, ids: StableIds) -> Snapshot:
+        """Return what is certain of a response so far."""
+        parsed = await self.reader.read(
+            sampled.token_ids, prompt=plan.prompt.token_ids, tools=plan.conversation.tools, partial=True
         )
-        return await self.engine.generate(GenerationRequest(new_id("gen"), ids, sampling, prompt.affinity))
+        items = ids.apply(parsed.items)
+        if parsed.open and plan.stop_watch is not None:
+            items = [*items[:-1], plan.stop_watch.certain(items[-1])]
+        presented = self._presented(
+            plan, items, sampled.token_ids, sampled.log_probs, sampled.top_log_probs, open=parsed.open
+        )
+        return Snapshot(response, presented, parsed.open)
 
-    def _count(self, prompt: Prompt, parsed: ParsedOutput, tokens: CallTokens) -> None:
+    async def _finish(
+        self, plan: Plan, response: Response, generation: Generation, ids: StableIds
+    ) -> Response:
+        """Read a whole generation, remember it, and return the response."""
+        prompt, conversation = plan.prompt, plan.conversation
+        parsed = await self.reader.read(
+            generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools
+        )
+        items = ids.apply(parsed.items)
+        if plan.stop_watch is not None:
+            items = [*items[:-1], plan.stop_watch.trimmed(items[-1])]
+        tokens = prompt.tokens_of(generation.token_ids, generation.log_probs, generation.weight_versions)
+        output = self._presented(
+            plan, items, generation.token_ids, generation.log_probs, generation.top_log_probs or ()
+        )
+        response = answered(
+            response,
+            generation,
+            output,
+            tokens,
+            reasoning_tokens=parsed.reasoning_tokens,
+            open=generation.finish_reason is not FinishReason.STOP
+            and await self._ends_open(plan, generation, len(items)),
+        )
+        return settled.open or len(settled.items) < count
+
+    def _presented(
+        self,
+        plan: Plan,
+        items: Sequence[Item],
+        token_ids: Sequence[int],
+        log_probs: Sequence[float],
+        top: Sequence[Sequence[tuple[int, float]]],
+        *,
+        open: bool = False,
+    ) -> list[Item]:
+        """Return sampled items as the client asked for them."""
+        if wants_log_probs(plan.request):
+            items = with_log_probs(items, self._planner.token_text, token_ids, log_probs, top, open=open)
+        if wants_sealed_reasoning(plan.request):
+            whole = len(items) - open
+            items = [*map(_sealed, items[:whole]), *items[whole:]]
+        return [plan.tool_use.presented(item) for item in items]
+
+    def _count(self, prompt: Prompt, parsed: ParsedOutput, tokens: CallTokens, cached: int) -> None:
         self.stats.responses += 1
         self.stats.prompt_tokens += tokens.prompt_length
+        self.stats.cached_tokens += cached
         self.stats.generated_tokens += len(tokens.generation_token_ids)
         self.stats.bridges += prompt.step is Step.BRIDGE
         self.stats.splices += prompt.step is Step.SPLICE
@@ -248,71 +285,7 @@ class Policy:
         self.stats.unparsed_calls += parsed.unparsed_calls
 
 
-def _conversation(request: ResponseRequest, previous: KnownCall | None, *, inherit: bool) -> Conversation:
-    try:
-        items = as_items(request.input)
-    except ValidationError as error:
-        raise PolicyError(f"input: {error}", param="input") from error
-    tools: Sequence[FunctionTool] = function_tools(request)
-    instructions, settings = request.instructions, request.chat_template_kwargs
-    if previous is not None:
-        items = [*previous.history(), *items]
-        if inherit:
-            tools = previous.settings.tools if request.tools is None else tools
-            instructions = previous.settings.instructions if instructions is None else instructions
-            settings = dict(previous.settings.template_kwargs) if settings is None else settings
-    if not items:
-        raise PolicyError("input is empty; send at least one item", param="input")
-    return Conversation(items, () if request.tool_choice == "none" else tools, instructions, settings or {})
-
-
-def _check_token_ids(conversation: Conversation, vocab_size: int) -> None:
-    for index, item in enumerate(conversation.items):
-        for name in ("prompt_token_ids", "generation_token_ids"):
-            ids = getattr(item, name)
-            if ids and max(ids) >= vocab_size:
-                param = f"input[{index}].{name}"
-                raise PolicyError(
-                    f"{param} holds the id {max(ids)}; this model's vocabulary has {vocab_size} ids",
-                    code="invalid_value",
-                    param=param,
-                )
-
-
-def _response(
-    request: ResponseRequest, name: str, generation: Generation, parsed: ParsedOutput, tokens: CallTokens
-) -> Response:
-    status = _STATUS[generation.finish_reason]
-    output: list[Any] = list(parsed.items)
-    if status == "incomplete":
-        output[-1] = output[-1].model_copy(update={"status": "incomplete"})
-    prompt_count, count = tokens.prompt_length, len(tokens.generation_token_ids)
-    fields: dict[str, Any] = {
-        "id": new_id("resp"),
-        "created_at": time.time(),
-        "model": name,
-        "status": status,
-        "output": output,
-        "previous_response_id": request.previous_response_id,
-        "usage": Usage(
-            input_tokens=prompt_count,
-            output_tokens=count,
-            total_tokens=prompt_count + count,
-            input_tokens_details=InputTokensDetails(cached_tokens=generation.cached_tokens),
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=parsed.reasoning_tokens),
-        ),
-        "instructions": request.instructions,
-        "metadata": request.metadata or {},
-        "parallel_tool_calls": True,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
-        "top_p": 1.0 if request.top_p is None else request.top_p,
-        "tool_choice": request.tool_choice or "auto",
-        "tools": request.tools or [],
-        "max_output_tokens": request.max_output_tokens,
-    }
-    if status == "incomplete":
-        fields["incomplete_details"] = IncompleteDetails(reason="max_output_tokens")
-    return Response.model_construct(**{**_UNSET, **fields})
-
-
-_UNSET: dict[str, Any] = {"object": "response", "error": None, "incomplete_details": None}
+def _sealed(item: Item) -> Item:
+    if not isinstance(item, Reasoning):
+        return item
+    return item.model_copy(update={"encrypted_content": seal(item.text)})

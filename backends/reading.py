@@ -26,10 +26,12 @@ class OutputReader(Protocol):
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Read one generation; arguments and contract are those of `Parser.parse`.
 
-        Whether it was cut is told by its last id, so that the same ids read the same again.
+        Whether it was cut is told by its last id, so that the same ids read the same again. A reader may
+        know of nothing that is settled before the end.
 
         Raises:
             TransportError: the process that reads does not answer, or answers wrongly.
@@ -69,9 +71,10 @@ class RendererReader:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Read one generation."""
-        return self._renderer.parse(generation, prompt=prompt, tools=tools)
+        return self._renderer.parse(generation, prompt=prompt, tools=tools, partial=partial)
 
     async def prover(self, renderer: Renderer, conversation: Conversation) -> Renderer:
         """Return the renderer: it reads by itself."""

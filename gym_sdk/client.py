@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 
     from gym_sdk.capture import CaptureSession
 
-__all__ = ["GymClient"]
+__all__ = ["API_KEY_VARIABLE", "GymClient"]
+
+API_KEY_VARIABLE = "GYM_SDK_API_KEY"
+"""The environment variable with the key that servers ask for and clients send."""
 
 
 class GymClient:
@@ -51,7 +55,7 @@ class GymClient:
     Args:
         base_url: the server's API root, e.g. `http://localhost:8000/v1`.
         model: the model's name on that server.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; by default what the environment variable `GYM_SDK_API_KEY` holds.
         headers: sent with every request.
         retry: how infrastructure failures are tried again.
         token_form: how rollouts ask for their tokens. `compact` moves each token once, and needs a server of
@@ -73,7 +77,7 @@ class GymClient:
     ) -> None:
         from gym_sdk.transport.http import HttpTransport
 
-        self._api_key = api_key
+        self._api_key = api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._base_url: str | None = base_url
         self._setup(HttpTransport(base_url, api_key=api_key, headers=headers), model, retry, token_form)
 

@@ -70,6 +70,11 @@ class Renderer(Protocol):
     """Renders conversations into token ids and parses generated ids into items."""
 
     @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers."""
+        ...
+
+    @property
     def stop_token_ids(self) -> frozenset[int]:
         """The tokens that end a turn."""
         ...
@@ -109,13 +114,15 @@ class Renderer(Protocol):
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
-        """Parse what was sampled. Nothing is lost: what is not markup stays text.
+        """Parse what was sampled, as `Parser.parse`. Nothing is lost: what is not markup stays text.
 
         Args:
             generation: the sampled ids.
             prompt: the ids that they followed; they may have opened the thinking.
             tools: the functions on offer, whose types decide how arguments read.
+            partial: whether the generation goes on: only what is settled is returned.
         """
         ...
 

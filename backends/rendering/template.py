@@ -73,6 +73,7 @@ class TemplateRenderer:
         kept = self.template.abilities.keep_thinking if keep_thinking else None
         self.template_kwargs = {**(kept or {}), **(template_kwargs or {})}
         encoder: Any = tokenizer
+        self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         changing = any(word in self.template.source for word in _CHANCE)
         self._cache = None if changing else RenderCache(self._render)
@@ -117,6 +118,11 @@ class TemplateRenderer:
         return cls(
             tokenizer, stop, parser=parser, template_kwargs=template_kwargs, keep_thinking=keep_thinking
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self._tokenizer
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -201,9 +207,10 @@ class TemplateRenderer:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Parse what was sampled, with `self.parser`."""
-        return self.parser.parse(generation, prompt=prompt, tools=tools)
+        return self.parser.parse(generation, prompt=prompt, tools=tools, partial=partial)
 
     def encode(self, text: str) -> list[int]:
         """Tokenize plain text; the template has placed the special tokens."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gym_sdk.cli._extras import needs_extra
+from gym_sdk.cli._operation import add_operation_arguments, operation_config
 from gym_sdk.cli._quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def add_parser(commands: Any) -> None:
         choices=["item", "response", "compact"],
         help="where responses carry their tokens, unless a request chooses by its Gym-Token-Form header",
     )
-    parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish after SIGTERM")
+    add_operation_arguments(parser)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--alive-fd", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -138,9 +140,12 @@ def run(arguments: argparse.Namespace) -> int:
         from backends.loading import PolicyConfig
         from backends.renderers import RenderingConfig
         from backends.server import ServerConfig, serve
+        from backends.server.operation import log_formatter
 
         quiet_transformers()
 
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(log_formatter(arguments.log_format))
     model = PolicyConfig(
         model=arguments.model,
         backend=arguments.backend,
@@ -157,6 +162,8 @@ def run(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         token_form=arguments.token_form,
         drain_s=arguments.drain_s,
+        operation=operation_config(arguments),
+        allow_unauthenticated=arguments.allow_unauthenticated,
         ready_fd=arguments.ready_fd,
         alive_fd=arguments.alive_fd,
     )

@@ -2,89 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.markup import MARKS, THINK
 from support.parsed import shown
-from support.trained import byte_level_tokenizer, metaspace_tokenizer
+from support.parsers import TOOLS, setting
+from support.trained import metaspace_tokenizer
 
-from backends.rendering.parsing import PARSERS, Parser, make_parser
-from gym_sdk.schema import FunctionTool
+from backends.rendering.parsing import PARSERS, make_parser
 
-WORDS = (
-    '{"name": "f", "arguments": {"a": 1}}',
-    '{"name": "f", "parameters": {"a": null}}; ',
-    "<function=f>\n<parameter=a>\n1\n</parameter>\n</function>",
-    "[f(a=1)]",
-    '[{"name": "f", "arguments": {}, "id": "abcdefgh1"}]',
-    "functions.f:0",
-    "assistant",
-    "analysis",
-    "commentary to=functions.f ",
-    "final",
-    "f",
-    '{"a": "\\ud800"}',
-    "[" * 2_000,
-    "\n```json\n{}\n```",
-    "call:f{a:1,b:",
-    '},"c":[true,None]}',
-    "thought\n",
-    " to=f",
-    "assistant to=self",
-    '<atem:function_calls>\n<atem:invoke name="f">\n<atem:parameter name="a">1</atem:parameter>\n',
-    "</atem:invoke>\n</atem:function_calls>",
-    '<invoke name="f"><parameter name="a">',
-    "</parameter></invoke>",
-    " ",
-)
 ADDRESSED = ("gpt_oss", "atem")
 """Formats of messages: the markup around their texts is dropped."""
-TOOLS = [FunctionTool(name="f", parameters={"properties": {"a": {"type": "string"}}})]
-
-
-class Setting:
-    """A parser, its tokenizer, and what to draw ids from."""
-
-    def __init__(self, name: str, special: bool) -> None:
-        marks = (*MARKS[name], *THINK)
-        self.tokenizer: Any = byte_level_tokenizer(marks if special else ())
-        self.eos: int = self.tokenizer.eos_token_id
-        self.parser: Parser = make_parser(name, self.tokenizer, frozenset({self.eos}))
-        self.marks = [self.encode(mark) for mark in marks]
-        self.words = [self.encode(word) for word in WORDS]
-        numbers = st.integers(0, len(self.tokenizer) - 1).map(lambda number: [number])
-        chunks = st.one_of(numbers, st.sampled_from(self.marks), st.sampled_from(self.words))
-        self.ids = st.lists(chunks, max_size=14).map(lambda parts: list(chain.from_iterable(parts)))
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-
-@cache
-def setting(name: str, special: bool) -> Setting:
-    return Setting(name, special)
 
 
 def bare(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "spelled out"])
+@pytest.mark.parametrize("kind", ["special", "spelled"])
 @pytest.mark.parametrize("name", PARSERS)
+@settings(deadline=None)
 @given(data=st.data())
-def test_any_ids(name: str, special: bool, data: st.DataObject) -> None:
-    at = setting(name, special)
+def test_any_ids(name: str, kind: str, data: st.DataObject) -> None:
+    at = setting(name, kind)
     ids, prompt = data.draw(at.ids), data.draw(at.ids)
     first = at.parser.parse(ids, prompt=prompt, tools=TOOLS)
     second = at.parser.parse(list(ids), prompt=list(prompt), tools=TOOLS)
@@ -113,9 +56,10 @@ def _find(text: str, piece: str, place: int) -> int:
     return place
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_text_is_what_the_ids_say(data: st.DataObject) -> None:
-    at = setting("none", True)
+    at = setting("none", "special")
     think = {at.tokenizer.convert_tokens_to_ids(mark) for mark in THINK}
     ids = [number for number in data.draw(at.ids) if number not in {at.eos, *think}]
     output = at.parser.parse(ids)
@@ -124,7 +68,7 @@ def test_text_is_what_the_ids_say(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_long_prompt_costs_nothing(name: str) -> None:
-    at = setting(name, True)
+    at = setting(name, "special")
 
     class Prompt(list[int]):
         reads = 0

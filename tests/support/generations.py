@@ -1,8 +1,10 @@
 """Generations of each format, and the items that they read as."""
 
+# ruff: noqa: RUF001 - DeepSeek spells its tokens with full-width bars
+
 from __future__ import annotations
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "short"]
 
 CASES: list[tuple[str, str, list[tuple[str, ...]]]] = [
     # qwen3_coder: types by the schema, text around and between
@@ -225,3 +227,34 @@ CASES: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
 ]
 """A format, what was sampled, and the items: kind, and text or name and arguments."""
+
+
+def short(text: str) -> str:
+    """Spell out abbreviated markup: DeepSeek's and Kimi's is long."""
+    for brief, mark in {
+        "«D": "<｜tool▁calls▁begin｜>",
+        "D»": "<｜tool▁calls▁end｜>",
+        "«d": "<｜tool▁call▁begin｜>",
+        "d»": "<｜tool▁call▁end｜>",
+        "|sep|": "<｜tool▁sep｜>",
+        "«K": "<|tool_calls_section_begin|>",
+        "K»": "<|tool_calls_section_end|>",
+        "«k": "<|tool_call_begin|>",
+        "k»": "<|tool_call_end|>",
+        "|arg|": "<|tool_call_argument_begin|>",
+        "«P": "<|tool_call_start|>",
+        "P»": "<|tool_call_end|>",
+        "«G": "<|tool_call>call:",
+        "G»": "<tool_call|>",
+        "«A": "<atem:function_calls>",
+        "A»": "</atem:function_calls>",
+        "«M": "<minimax:tool_call>",
+        "M»": "</minimax:tool_call>",
+        "<p:": "<atem:parameter name=",
+        "</p:": "</atem:parameter",
+        "<i:": "<atem:invoke name=",
+        "</i:": "</atem:invoke",
+        "~": '<|"|>',
+    }.items():
+        text = text.replace(brief, mark)
+    return text

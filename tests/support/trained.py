@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["byte_level_tokenizer", "metaspace_tokenizer"]
+__all__ = ["byte_fallback_tokenizer", "byte_level_tokenizer", "metaspace_tokenizer"]
 
 _SENTENCES = [
     "The answer is 5, because two and three are five.",
@@ -38,11 +39,32 @@ def metaspace_tokenizer(marks: Sequence[str] = (), *, eos: str = "</s>") -> PreT
     return _finish(tokenizer, list(string.ascii_letters), marks, None, eos)
 
 
+def byte_fallback_tokenizer(marks: Sequence[str] = (), *, eos: str = "</s>") -> PreTrainedTokenizerFast:
+    """Make a tokenizer as Llama 2 has it: spaces are `▁`, and characters that it lacks are single bytes."""
+    state = json.loads(metaspace_tokenizer().backend_tokenizer.to_str())
+    model, vocabulary = state["model"], state["model"]["vocab"]
+    state["added_tokens"] = []
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    model["byte_fallback"] = True
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _with_marks(tokenizer, marks, None, eos)
+
+
 def _finish(
     tokenizer: Tokenizer, alphabet: list[str], marks: Sequence[str], template: str | None, eos: str
 ) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_SENTENCES, trainer)
+    return _with_marks(tokenizer, marks, template, eos)
+
+
+def _with_marks(
+    tokenizer: Tokenizer, marks: Sequence[str], template: str | None, eos: str
+) -> PreTrainedTokenizerFast:
     names = dict.fromkeys([eos, "<|im_start|>", *marks])
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, chat_template=template)

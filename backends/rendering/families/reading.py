@@ -46,9 +46,16 @@ class FamilyParser:
         self._marks = _try_learning(renderer, decode)
 
     def parse(
-        self, generation: Sequence[int], *, prompt: Sequence[int] = (), tools: Sequence[FunctionTool] = ()
+        self,
+        generation: Sequence[int],
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
-        """Parse one generation; see the class."""
+        """Parse one generation; see the class. What the package will read in the end is not known before."""
+        if partial:
+            return ParsedOutput()
         ids = list(generation)
         try:
             return self._parse(ids, list(prompt), tools)

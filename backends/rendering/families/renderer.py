@@ -93,6 +93,11 @@ class FamilyRenderer:
         )
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self._tokenizer
+
+    @property
     def stop_token_ids(self) -> frozenset[int]:
         """The tokens that end a turn."""
         return self._stop_token_ids
@@ -159,9 +164,10 @@ class FamilyRenderer:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Parse what was sampled, with `self.parser`."""
-        return self.parser.parse(generation, prompt=prompt, tools=tools)
+        return self.parser.parse(generation, prompt=prompt, tools=tools, partial=partial)
 
     def encode(self, text: str) -> list[int]:
         """Tokenize plain text."""

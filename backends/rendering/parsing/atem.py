@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from backends.rendering.parsing.invocations import Invocations
-from backends.rendering.parsing.messages import Addressed, MessagesParser
-from backends.rendering.parsing.parts import Call, Collector, Part, Unparsed
+from backends.rendering.parsing.messages import Addressed, Kind, MessagesParser
+from backends.rendering.parsing.parts import Call, Part, Unparsed
 from gym_sdk.schema import FunctionTool
 
 __all__ = ["AtemParser"]
@@ -25,32 +25,25 @@ class AtemParser(MessagesParser):
     name = "atem"
     ends = ("<|eom|>", "<|eot|>")
 
-    def add_message(self, message: Addressed, tools: Sequence[FunctionTool], output: Collector) -> None:
-        """Add a message by its recipient."""
+    def kind_of(self, message: Addressed) -> Kind:
+        """Tell by the recipient."""
         if message.recipient == "self":
-            output.add_thought(message.body, message.tokens)
-        elif message.recipient in (None, "user"):
-            output.end_message()
-            output.add(message.body)
-            output.end_message()
-        else:
-            for part in _read(message, tools):
-                output.add(part)
+            return "thought"
+        return "answer" if message.recipient in (None, "user") else "calls"
 
-
-def _read(message: Addressed, tools: Sequence[FunctionTool]) -> list[Part]:
-    """Read the sections of calls in a message, and the text around them."""
-    body = message.body
-    parts: list[Part] = []
-    start = 0
-    while (begin := body.find(_BEGIN, start)) >= 0:
-        calls, end, closed = _INVOCATIONS.read(body, begin + len(_BEGIN), tools)
-        parts += [body[start:begin], *calls]
-        start = end if calls else begin
-        if not closed:
-            # What follows is not searched again, so that the cost stays linear.
-            parts.append(Unparsed(body[start:]))
-            start = len(body)
-    if not any(isinstance(part, Call) for part in parts):
-        return [Unparsed(message.text)]
-    return [*parts, body[start:]]
+    def read_calls(self, message: Addressed, tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read the sections of calls in a message, and the text around them."""
+        body = message.body
+        parts: list[Part] = []
+        start = 0
+        while (begin := body.find(_BEGIN, start)) >= 0:
+            calls, end, closed = _INVOCATIONS.read(body, begin + len(_BEGIN), tools)
+            parts += [body[start:begin], *calls]
+            start = end if calls else begin
+            if not closed:
+                # What follows is not searched again, so that the cost stays linear.
+                parts.append(Unparsed(body[start:]))
+                start = len(body)
+        if not any(isinstance(part, Call) for part in parts):
+            return [Unparsed(message.text)]
+        return [*parts, body[start:]]

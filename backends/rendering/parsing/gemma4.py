@@ -16,6 +16,7 @@ from gym_sdk.schema import FunctionTool
 __all__ = ["Gemma4Parser"]
 
 _END = "<tool_call|>"
+_CHANNEL_NAME = "thought\n"
 _STOPS = ("<turn|>", "<|tool_response>")
 _HEAD = re.compile(r"\s*call:\s*([^\s{]+)\s*(?=\{)")
 
@@ -49,4 +50,10 @@ class Gemma4Parser(MarkupParser):
 
     def read_thought(self, text: str, *, opened: bool) -> str:
         """Take off the channel's name, unless the prompt wrote it, and the line's end before the mark."""
-        return (text.removeprefix("thought\n") if opened else text).removesuffix("\n")
+        return (text.removeprefix(_CHANNEL_NAME) if opened else text).removesuffix("\n")
+
+    def settled_thought(self, text: str, *, opened: bool) -> str:
+        """Return thinking without what may be the channel's name or the line's end before the mark."""
+        if opened and _CHANNEL_NAME.startswith(text):
+            return ""
+        return self.read_thought(text, opened=opened)

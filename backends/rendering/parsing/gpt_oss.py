@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from backends.rendering.parsing.json_text import is_json
-from backends.rendering.parsing.messages import Addressed, MessagesParser
-from backends.rendering.parsing.parts import Call, Collector, Unparsed
+from backends.rendering.parsing.messages import Addressed, Kind, MessagesParser
+from backends.rendering.parsing.parts import Call, Part, Unparsed
 from backends.rendering.parsing.pieces import Piece
 from gym_sdk.schema import FunctionTool
 
@@ -25,19 +25,18 @@ class GptOssParser(MessagesParser):
     ends = ("<|end|>", "<|call|>", "<|return|>")
     inner = (_CHANNEL, "<|constrain|>")
 
-    def add_message(self, message: Addressed, tools: Sequence[FunctionTool], output: Collector) -> None:
-        """Add a message by its recipient, else by its channel."""
-        channel, recipient = _channel(message.header), message.recipient
-        if recipient is not None:
-            output.add(_call(recipient, message.body, message.closed) or Unparsed(message.text))
-        elif channel == "analysis":
-            output.add_thought(message.body, message.tokens)
-        elif channel in ("final", "commentary"):
-            output.end_message()
-            output.add(message.body)
-            output.end_message()
-        else:
-            output.add(message.text)
+    def kind_of(self, message: Addressed) -> Kind:
+        """Tell by the recipient, else by the channel."""
+        if message.recipient is not None:
+            return "calls"
+        channel = _channel(message.header)
+        if channel == "analysis":
+            return "thought"
+        return "answer" if channel in ("final", "commentary") else "text"
+
+    def read_calls(self, message: Addressed, tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read one call."""
+        yield _call(message.recipient or "", message.body, message.closed) or Unparsed(message.text)
 
 
 def _call(recipient: str, body: str, closed: bool) -> Call | None:

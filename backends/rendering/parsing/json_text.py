@@ -9,9 +9,11 @@ from typing import Any
 
 from backends.rendering.parsing.parts import Call, is_sound
 
-__all__ = ["is_json", "json_text", "read_call", "read_value", "skip_blanks"]
+__all__ = ["is_json", "json_text", "may_become_object", "read_call", "read_value", "skip_blanks"]
 
 _DECODER = json.JSONDecoder()
+_UNDECIDED = 16
+"""Errors this near to a text's end may go away with what follows: `1.`, `-Infin`, `\\u00`."""
 _BLANKS = re.compile(r"[ \t\n\r]*")
 
 
@@ -79,6 +81,19 @@ def is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def may_become_object(text: str, start: int) -> bool:
+    """Return whether what begins at `start` is the beginning of a JSON object, as far as can be told."""
+    if text[start : start + 1] != "{":
+        return False
+    try:
+        _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or len(text) - error.pos <= _UNDECIDED
+    except (ValueError, RecursionError):  # numbers of too many digits, values too deeply nested
+        return True
+    return False
 
 
 def json_text(value: Any) -> str:

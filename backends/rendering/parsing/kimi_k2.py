@@ -36,6 +36,10 @@ class KimiK2Parser(MarkupParser):
         """Read a section of calls."""
         return read_section(block, _SECTION_END, (_BEGIN, _END), _read)
 
+    def settled_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read the calls that are closed."""
+        return read_section(block, _SECTION_END, (_BEGIN, _END), _read, partial=True)
+
 
 def _read(pieces: Sequence[Piece]) -> Call | None:
     marks = [index for index, piece in enumerate(pieces) if piece.mark]

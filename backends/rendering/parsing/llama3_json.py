@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from backends.rendering.parsing.json_text import is_json, read_call, skip_blanks
+from backends.rendering.parsing.json_text import is_json, may_become_object, read_call, skip_blanks
 from backends.rendering.parsing.markup import MarkupParser
 from backends.rendering.parsing.parts import Call, Part, Unparsed
 from backends.rendering.parsing.pieces import Piece, text_of
@@ -45,6 +45,20 @@ class Llama3JsonParser(MarkupParser):
         """Read the calls with which a text begins."""
         calls, end = _read_calls(text)
         return [*calls, *_rest(text[end:])]
+
+    def settled_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read the calls that are whole and what follows; without one the block may become anything."""
+        parts = list(self.settled_text(text_of(block[1:])))
+        return parts if any(isinstance(part, Call) for part in parts) else []
+
+    def settled_text(self, text: str) -> Iterable[Part]:
+        """Read the calls with which a text begins, and what follows unless it may become another one."""
+        calls, end = _read_calls(text)
+        start = skip_blanks(text, end)
+        if calls and text[start : start + 1] == ";":
+            start = skip_blanks(text, start + 1)
+        undecided = start == len(text) or may_become_object(text, start)
+        return calls if undecided else [*calls, text[end:]]
 
 
 def _read_calls(text: str) -> tuple[list[Call], int]:

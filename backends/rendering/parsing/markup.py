@@ -40,35 +40,50 @@ class MarkupParser:
         marks = [*self.thinking, *self.thinking.values(), *self.blocks, *closers, *self.inner]
         self._marks = Marks(tokenizer, dict.fromkeys(marks))
         self._look = ThinkingLook(tokenizer, self.thinking, stop_token_ids)
+        self._openers = {closer: opener for opener, closer in self.thinking.items()}
+        self._borders = frozenset([*self.thinking, *self._openers, *self.blocks])
 
     def parse(
-        self, generation: Sequence[int], *, prompt: Sequence[int] = (), tools: Sequence[FunctionTool] = ()
+        self,
+        generation: Sequence[int],
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Parse one generation; see `Parser.parse`."""
         end = len(generation)
         if end and generation[end - 1] in self._stop_token_ids:
             end -= 1
-        pieces = self._marks.split(generation[:end])
+        pieces = self._marks.split(generation[:end], partial=partial)
+        if prompt:
+            opened = self._look.opened_by(prompt)
+        else:
+            # Thinking that is closed before anything else opens was opened by the prompt.
+            border = next((piece.mark for piece in pieces if piece.mark in self._borders), None)
+            if border is None and partial:
+                return ParsedOutput()
+            opened = None if border is None else self._openers.get(border)
         output = Collector(self.read_text, self.new_call_id)
         index = 0
-        opened = self._look.opened_by(prompt)
-        if opened is None and not prompt:
-            opened = self._opened_unseen(pieces)
         if opened is not None and pieces:
-            index = self._add_thought(pieces, 0, opened, output)
+            index = self._add_thought(pieces, 0, opened, output, partial=partial)
         while index < len(pieces):
             piece = pieces[index]
             if piece.mark is not None and piece.mark in self.thinking:
-                index = self._add_thought(pieces, index + 1, piece.mark, output, opening=piece.tokens)
+                index = self._add_thought(
+                    pieces, index + 1, piece.mark, output, opening=piece.tokens, partial=partial
+                )
             elif piece.mark in self.blocks:
-                block = pieces[index : self._end_of_block(pieces, index)]
-                for part in self.read_block(block, tools):
+                end, closed = self._end_of_block(pieces, index)
+                read = self.settled_block if partial and not closed else self.read_block
+                for part in read(pieces[index:end], tools):
                     output.add(part)
-                index += len(block)
+                index = end
             else:
                 output.add(piece.text)
                 index += 1
-        return output.finish()
+        return output.settle(self.settled_text) if partial else output.finish()
 
     def read_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
         """Read what stands from an opening mark to its closing mark, or to the end if it is not closed."""
@@ -87,22 +102,31 @@ class MarkupParser:
         """
         return text
 
+    def settled_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read what is certain of a block that goes on; see `read_block`."""
+        return ()
+
+    def settled_text(self, text: str) -> Iterable[Part]:
+        """Read what is certain of text that goes on; see `read_text`."""
+        yield text
+
+    def settled_thought(self, text: str, *, opened: bool) -> str:
+        """Return with what thinking that goes on is certain to begin; see `read_thought`."""
+        return text
+
     def new_call_id(self) -> str:
         """Make an id for a call that was sampled without one."""
         return new_id("call")
 
-    def _opened_unseen(self, pieces: Sequence[Piece]) -> str | None:
-        """Return the mark of thinking that is closed before anything else opens: the prompt had opened it."""
-        closers = {closer: opener for opener, closer in self.thinking.items()}
-        for piece in pieces:
-            if piece.mark in closers:
-                return closers[piece.mark]
-            if piece.mark in self.thinking or piece.mark in self.blocks:
-                return None
-        return None
-
     def _add_thought(
-        self, pieces: Sequence[Piece], start: int, opener: str, output: Collector, *, opening: int = 0
+        self,
+        pieces: Sequence[Piece],
+        start: int,
+        opener: str,
+        output: Collector,
+        *,
+        opening: int = 0,
+        partial: bool,
     ) -> int:
         """Add the thinking whose text begins at `start`; return where it ends, its closing mark included."""
         closer = self.thinking[opener]
@@ -110,15 +134,18 @@ class MarkupParser:
         while end < len(pieces) and pieces[end].mark != closer:
             end += 1
         tokens = opening + sum(piece.tokens for piece in pieces[start : end + 1])
-        output.add_thought(self.read_thought(text_of(pieces[start:end]), opened=opening > 0), tokens)
+        goes_on = partial and end == len(pieces)
+        read = self.settled_thought if goes_on else self.read_thought
+        output.add_thought(read(text_of(pieces[start:end]), opened=opening > 0), tokens, goes_on=goes_on)
         return min(end + 1, len(pieces))
 
-    def _end_of_block(self, pieces: Sequence[Piece], start: int) -> int:
+    def _end_of_block(self, pieces: Sequence[Piece], start: int) -> tuple[int, bool]:
+        """Return where the block that begins at `start` ends, and whether it is over."""
         closer = self.blocks[pieces[start].text]
         for index in range(start + 1, len(pieces)):
             mark = pieces[index].mark
             if closer is None and (mark in self.blocks or mark in self.thinking):
-                return index
+                return index, True
             if closer is not None and mark == closer:
-                return index + 1
-        return len(pieces)
+                return index + 1, True
+        return len(pieces), False

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from backends.ids import new_id
 from backends.rendering.parsing.base import Decoder, ParsedOutput
-from backends.rendering.parsing.parts import Collector
+from backends.rendering.parsing.parts import Collector, Part, Unparsed
 from backends.rendering.parsing.pieces import Marks, Piece, text_of
 from backends.rendering.parsing.thinking import LOOK
 from gym_sdk.schema import FunctionTool
 
-__all__ = ["Addressed", "MessagesParser"]
+__all__ = ["Addressed", "Kind", "MessagesParser"]
+
+Kind = Literal["thought", "answer", "calls", "text"]
+"""What a message is; `text` stays text with its markup."""
 
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _RECIPIENT = re.compile(r"\bto=(\S+)")
@@ -76,32 +79,70 @@ class MessagesParser:
         self._marks = Marks(tokenizer, (_START, _MESSAGE, *self.inner, *self.ends))
 
     def parse(
-        self, generation: Sequence[int], *, prompt: Sequence[int] = (), tools: Sequence[FunctionTool] = ()
+        self,
+        generation: Sequence[int],
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
         """Parse one generation; see `Parser.parse`."""
         end = len(generation)
         stopped = end > 0 and generation[end - 1] in self._stop_token_ids
-        pieces = self._marks.split(generation[: end - stopped])
-        output = Collector(lambda text: (text,), lambda: new_id("call"))
+        pieces = self._marks.split(generation[: end - stopped], partial=partial)
+        output = Collector(_as_text, lambda: new_id("call"))
         given = self._given(prompt)
         start = 0
         while start < len(pieces):
             end = self._end_of_message(pieces, start)
             message = self._message(given, pieces[start:end], stopped and end == len(pieces))
-            if message is None:
-                output.add(text_of(pieces[start:end]))
+            if partial and end == len(pieces) and pieces[-1].mark not in self.ends:
+                if message is not None:
+                    self._add_open(message, output)
+            elif message is not None:
+                self._add(message, tools, output)
             else:
-                self.add_message(message, tools, output)
+                output.add(text_of(pieces[start:end]))
             start, given = end, []
-        return output.finish()
+        return output.settle(_as_text) if partial else output.finish()
 
-    def add_message(self, message: Addressed, tools: Sequence[FunctionTool], output: Collector) -> None:
+    def kind_of(self, message: Addressed) -> Kind:
+        """Return what a message of the assistant's is, which its header tells."""
+        return "text"
+
+    def read_calls(self, message: Addressed, tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read a message of calls."""
+        yield Unparsed(message.text)
+
+    def _add(self, message: Addressed, tools: Sequence[FunctionTool], output: Collector) -> None:
         """Add what a message of the assistant's says."""
-        output.add(message.text)
+        match self.kind_of(message):
+            case "thought":
+                output.add_thought(message.body, message.tokens)
+            case "answer":
+                output.end_message()
+                output.add(message.body)
+                output.end_message()
+            case "calls":
+                for part in self.read_calls(message, tools):
+                    output.add(part)
+            case "text":
+                output.add(message.text)
+
+    def _add_open(self, message: Addressed, output: Collector) -> None:
+        """Add what is certain of a message that goes on: what its calls are is not."""
+        match self.kind_of(message):
+            case "thought":
+                output.add_thought(message.body, message.tokens, goes_on=True)
+            case "answer":
+                output.end_message()
+                output.add(message.body)
+            case "text":
+                output.add(message.text)
 
     def _given(self, prompt: Sequence[int]) -> list[Piece]:
         """Return what the prompt already says of the first message: its role, at times its header's rest."""
-        pieces = self._marks.split(prompt[-LOOK:])
+        pieces = self._marks.split(self._marks.since(prompt[-LOOK:], _START))
         start = max((index for index, piece in enumerate(pieces) if piece.mark == _START), default=None)
         if start is None or any(piece.mark in self.ends for piece in pieces[start:]):
             return []
@@ -129,6 +170,10 @@ class MessagesParser:
         # What the prompt has already said of the body was not sampled.
         body = text_of(whole[max(at + 1, len(given)) : -1 if ended else None])
         return Addressed(whole[:at], body, pieces, stopped or ended)
+
+
+def _as_text(text: str) -> Iterable[Part]:
+    return (text,)
 
 
 def _is_assistant(header: Sequence[Piece]) -> bool:

@@ -34,15 +34,26 @@ class MistralParser(MarkupParser):
 
     def read_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
         """Read a list of calls, or one call, and the text after it."""
-        # A mark may begin with a bracket as well: only a list begins with one in text.
-        if len(block) > 1 and block[1].mark is None and block[1].text.lstrip().startswith("["):
+        if _is_list(block):
             text = text_of(block[1:])
             return _read_list(block[0].text, text, text.index("[") + 1)
         return _read_named(block) or [Unparsed(text_of(block))]
 
+    def settled_block(self, block: Sequence[Piece], tools: Sequence[FunctionTool]) -> Iterable[Part]:
+        """Read the calls that are whole, and text after them."""
+        # `name{…}` is a name if more marks follow.
+        if not _is_list(block) and not any(piece.mark == "[ARGS]" for piece in block):
+            return []
+        return [part for part in self.read_block(block, tools) if not isinstance(part, Unparsed)]
+
     def new_call_id(self) -> str:
         """Make an id as Mistral's templates want it."""
         return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+
+
+def _is_list(block: Sequence[Piece]) -> bool:
+    # A mark may begin with a bracket as well: only a list begins with one in text.
+    return len(block) > 1 and block[1].mark is None and block[1].text.lstrip().startswith("[")
 
 
 def _read_list(opener: str, text: str, index: int) -> Iterable[Part]:

@@ -65,12 +65,14 @@ class Collector:
             self._read()
             self._add_read(part)
 
-    def add_thought(self, text: str, tokens: int) -> None:
-        """Add thinking, which took so many tokens."""
+    def add_thought(self, text: str, tokens: int, *, goes_on: bool = False) -> None:
+        """Add thinking, which took so many tokens; nothing can follow thinking that goes on."""
         self.end_message()
         self._output.reasoning_tokens += tokens
+        self._output.open = goes_on
         part = TextPart(type="reasoning_text", text=text)
-        self._output.items.append(Reasoning(id=new_id("rs"), summary=[], content=[part], status="completed"))
+        status = "in_progress" if goes_on else "completed"
+        self._output.items.append(Reasoning(id=new_id("rs"), summary=[], content=[part], status=status))
 
     def end_message(self) -> None:
         """Let the text that follows be a message of its own."""
@@ -84,6 +86,21 @@ class Collector:
         self._read()
         if self._text.strip() or not self._output.items:
             self._add_message()
+        return self._output
+
+    def settle(self, settled: Callable[[str], Iterable[Part]]) -> ParsedOutput:
+        """Return the items of a generation that goes on: those that nothing sampled later changes.
+
+        Args:
+            settled: finds what is certain in a text that goes on.
+        """
+        text, self._unread = self._unread, ""
+        for part in settled(text) if text else ():
+            self._add_read(part)
+        # Blank text is dropped if a call or a thought follows.
+        if self._text.strip():
+            self._add_message("in_progress")
+            self._output.open = True
         return self._output
 
     def _read(self) -> None:
@@ -116,11 +133,9 @@ class Collector:
             )
         )
 
-    def _add_message(self) -> None:
+    def _add_message(self, status: str = "completed") -> None:
         part = OutputText(text=self._text, annotations=[])
-        self._output.items.append(
-            Message(id=new_id("msg"), role="assistant", content=[part], status="completed")
-        )
+        self._output.items.append(Message(id=new_id("msg"), role="assistant", content=[part], status=status))
         self._text = ""
 
 

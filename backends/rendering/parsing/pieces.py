@@ -10,6 +10,11 @@ from backends.rendering.parsing.base import Decoder
 
 __all__ = ["Marks", "Piece", "text_of", "token_id"]
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What decoders write for a character of which bytes are missing."""
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""How vocabularies of SentencePiece name the tokens that are single bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -49,6 +54,7 @@ class Marks:
                 self._by_id[number] = mark
         # The longest first: one mark may begin another.
         spelled.sort(key=len, reverse=True)
+        self._beginnings = frozenset(mark[:end] for mark in spelled for end in range(1, len(mark)))
         self._spelled = re.compile("|".join(re.escape(mark) for mark in spelled)) if spelled else None
 
     @property
@@ -56,8 +62,13 @@ class Marks:
         """The ids of the marks that are tokens."""
         return self._by_id.keys()
 
-    def split(self, token_ids: Sequence[int]) -> list[Piece]:
-        """Split ids into pieces; their texts joined are the decoded ids."""
+    def split(self, token_ids: Sequence[int], *, partial: bool = False) -> list[Piece]:
+        """Split ids into pieces; their texts joined are the decoded ids.
+
+        Args:
+            token_ids: what to split.
+            partial: whether other ids follow. Of the last text only what they leave as it is becomes a piece.
+        """
         pieces: list[Piece] = []
         start = 0
         for index, number in enumerate(token_ids):
@@ -66,14 +77,27 @@ class Marks:
                 pieces += self._split_text(token_ids, start, index)
                 pieces.append(Piece(mark, 1, mark))
                 start = index + 1
-        pieces += self._split_text(token_ids, start, len(token_ids))
+        pieces += self._split_text(token_ids, start, len(token_ids), partial=partial)
         return pieces
 
-    def _split_text(self, token_ids: Sequence[int], begin: int, end: int) -> Iterator[Piece]:
+    def since(self, token_ids: Sequence[int], mark: str) -> Sequence[int]:
+        """Return the ids from the last token on that is this mark, or all of them if none is."""
+        for index in range(len(token_ids) - 1, -1, -1):
+            if self._by_id.get(token_ids[index]) == mark:
+                return token_ids[index:]
+        return token_ids
+
+    def _split_text(
+        self, token_ids: Sequence[int], begin: int, end: int, *, partial: bool = False
+    ) -> Iterator[Piece]:
         """Split the ids between two marks that are tokens, or the ends."""
+        if partial:
+            end = self._end_of_characters(token_ids, begin, end)
         if begin == end:
             return
         text = self._decode(token_ids, begin, end)
+        if partial:
+            text = text.rstrip(_BROKEN)
         count = end - begin
         start = 0
         for match in self._spelled.finditer(text) if self._spelled else ():
@@ -81,8 +105,26 @@ class Marks:
                 yield Piece(text[start : match.start()], round(count * (match.start() - start) / len(text)))
             yield Piece(match.group(), 1, match.group())
             start = match.end()
+        if partial:
+            text = text[: self._beginning_of_mark(text, start)]
         if start < len(text):
             yield Piece(text[start:], round(count * (len(text) - start) / len(text)))
+
+    def _end_of_characters(self, token_ids: Sequence[int], begin: int, end: int) -> int:
+        """Return where the row of bytes begins with which the ids end.
+
+        SentencePiece decodes such a row as a whole: one wrong byte spoils the characters before it.
+        """
+        name = self._tokenizer.convert_ids_to_tokens
+        while end > begin and _BYTE.fullmatch(name(token_ids[end - 1]) or ""):
+            end -= 1
+        return end
+
+    def _beginning_of_mark(self, text: str, start: int) -> int:
+        """Return where text from `start` on may begin a mark that is spelled out, or its end."""
+        longest = max(map(len, self._beginnings), default=0)
+        places = range(max(start, len(text) - longest), len(text))
+        return next((place for place in places if text[place:] in self._beginnings), len(text))
 
     def _decode(self, token_ids: Sequence[int], begin: int, end: int) -> str:
         """Decode ids. SentencePiece drops the space that begins a text, so the mark before goes along."""

@@ -16,6 +16,8 @@ from gym_sdk.schema import FunctionTool
 __all__ = ["PythonicParser"]
 
 _ATTEMPT = re.compile(r"\s*\[\s*[A-Za-z_][\w.]*\(")
+_BEGINNING = re.compile(r"\s*(?:\[\s*(?:[A-Za-z_][\w.]*)?)?")
+"""What may become an attempt."""
 
 
 class PythonicParser(MarkupParser):
@@ -48,3 +50,7 @@ class PythonicParser(MarkupParser):
             return read_python_calls(text)
         except ValueError:
             return [Unparsed(text)]
+
+    def settled_text(self, text: str) -> Iterable[Part]:
+        """Hold back what may become a list of calls: it is one only as a whole."""
+        return [] if self._reads_text and (_ATTEMPT.match(text) or _BEGINNING.fullmatch(text)) else [text]

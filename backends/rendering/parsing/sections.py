@@ -11,7 +11,12 @@ __all__ = ["read_section"]
 
 
 def read_section(
-    section: Sequence[Piece], ends: str, call: tuple[str, str], read: Callable[[Sequence[Piece]], Call | None]
+    section: Sequence[Piece],
+    ends: str,
+    call: tuple[str, str],
+    read: Callable[[Sequence[Piece]], Call | None],
+    *,
+    partial: bool = False,
 ) -> Iterable[Part]:
     """Read a section of calls, its own marks included.
 
@@ -23,6 +28,7 @@ def read_section(
         ends: the mark that closes the section.
         call: the marks that open and close a call.
         read: reads what stands between the two.
+        partial: whether the section goes on: what is not closed is left out.
     """
     opener, closer = call
     pieces = section[1:-1] if section[-1].mark == ends else section[1:]
@@ -37,6 +43,8 @@ def read_section(
         end = index + 1
         while end < len(pieces) and pieces[end].mark not in (opener, closer):
             end += 1
+        if partial and end == len(pieces):
+            break
         found: Call | None = None
         if end < len(pieces) and pieces[end].mark == closer:
             found = read(pieces[index + 1 : end])
@@ -44,6 +52,8 @@ def read_section(
         parts.append(Unparsed(text_of(pieces[index:end])) if found is None else found)
         index = end
     if not any(isinstance(part, Call) for part in parts):
+        if partial:
+            return []
         attempts = sum(isinstance(part, Unparsed) for part in parts)
         return [Unparsed(text_of(section), max(1, attempts))]
     return parts

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from backends.reading import RendererReader
 from backends.rendering import ParsedOutput, Renderer
-from backends.rendering.parsing import SGLANG
+from backends.rendering.parsing import SGLANG, Decoder
 from backends.rendering.renderer import Bridge, Conversation, Rendered
 from backends.sglang.facts import Facts
 from backends.sglang.parsing.marks import REASONING_PARSERS, TOOL_PARSERS
@@ -133,8 +133,11 @@ class SGLangReader:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
-        """Read one generation; see `OutputReader.read`."""
+        """Read one generation; see `OutputReader.read`. Before its end nothing is known."""
+        if partial:
+            return ParsedOutput()
         opened = self._opened_by(prompt)
         output = await TextReading(self.routes, self._renderer, generation, opened, tools).read()
         self._readings[_key(generation, opened, tools)] = output
@@ -192,6 +195,10 @@ class _Prover:
         self._known = known
 
     @property
+    def tokenizer(self) -> Decoder:
+        return self._renderer.tokenizer
+
+    @property
     def stop_token_ids(self) -> frozenset[int]:
         return self._renderer.stop_token_ids
 
@@ -213,7 +220,10 @@ class _Prover:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[FunctionTool] = (),
+        partial: bool = False,
     ) -> ParsedOutput:
+        if partial:
+            return ParsedOutput()
         return self._known[self._reader.key(generation, prompt, tools)]
 
     def encode(self, text: str) -> list[int]:

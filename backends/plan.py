@@ -1,0 +1,247 @@
+"""How a request is to be answered: prompt, sampling, and what ends the generation early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from backends.constraints import ANY_OBJECT, Constraints, Demand
+from backends.engine import Engine, GenerationRequest, SamplingParams
+from backends.history import Past, read_history
+from backends.ids import new_id
+from backends.memory import CallMemory
+from backends.prefix import Prompt, Thinking, next_prompt
+from backends.reading import OutputReader
+from backends.rendering import Renderer, TemplateRenderer
+from backends.rendering.renderer import Conversation
+from backends.rendering.token_text import TokenText
+from backends.requests import check_supported, invalid, refuse, stop_strings, wants_log_probs
+from backends.sampled import Watch
+from backends.tool_use import ToolUse
+from backends.watches import CallWatch, StopWatch
+from gym_sdk.errors import ContextOverflowError, PolicyError
+from gym_sdk.schema import FunctionTool, Item, Message, ResponseRequest
+
+__all__ = ["Plan", "Planner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one request is answered.
+
+    Attributes:
+        request: what is asked.
+        conversation: what the prompt was made from.
+        tool_use: the tools on offer.
+        prompt: the next prompt.
+        engine_request: what the engine is asked for.
+        stop_watch: looks for stop strings, if there are any.
+        watches: everything that may end the generation early.
+    """
+
+    request: ResponseRequest
+    conversation: Conversation
+    tool_use: ToolUse
+    prompt: Prompt
+    engine_request: GenerationRequest
+    stop_watch: StopWatch | None
+    watches: Sequence[Watch]
+
+
+class Planner:
+    """Plans the answers of one policy.
+
+    Args:
+        engine: what generates.
+        renderer: the model family's format.
+        reader: what reads generations.
+        memory: earlier model calls.
+        name: the model's name; requests that name another are refused.
+        thinking: what becomes of thinking in earlier turns.
+        strict_tools: whether calls are held to the tools' schemas where a tool is `strict`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        reader: OutputReader,
+        memory: CallMemory,
+        *,
+        name: str,
+        thinking: Thinking,
+        strict_tools: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._reader = reader
+        self._memory = memory
+        self._name = name
+        self._thinking: Thinking = thinking
+        self._strict_tools = strict_tools
+        self._constraints = Constraints(renderer) if isinstance(renderer, TemplateRenderer) else None
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """What the ids of the policy's tokenizer spell."""
+        return TokenText(self._renderer.tokenizer)
+
+    async def plan(
+        self,
+        request: ResponseRequest,
+        past: Past,
+        *,
+        scope: str = "",
+        inherit: bool = False,
+        counts: bool = False,
+    ) -> Plan:
+        """Plan one answer.
+
+        Args:
+            request: what is asked.
+            past: earlier responses.
+            scope: what is remembered is kept apart by it.
+            inherit: whether settings that the request does not send come from the previous response.
+            counts: whether only the prompt is wanted, which may then be longer than the context.
+
+        Raises:
+            PolicyError: the request asks for something this server cannot do; `param` names it.
+            ContextOverflowError: the prompt leaves no room for a token.
+            GymError: what reads generations failed.
+        """
+        check_supported(request)
+        self._check_model(request.model)
+        conversation, tool_use = await self._conversation(request, past, inherit=inherit)
+        renderer = await self._reader.prover(self._renderer, conversation)
+        prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self._thinking)
+        if not counts and len(prompt.token_ids) >= self._engine.info.context_length:
+            if request.truncation != "auto":
+                raise _overflow(len(prompt.token_ids), self._engine.info.context_length)
+            conversation = self._truncated(conversation, renderer, request.max_output_tokens or 1)
+            prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self._thinking)
+        stops = stop_strings(request)
+        stop_watch = StopWatch(stops, self.token_text) if stops else None
+        watches: list[Watch] = [] if stop_watch is None else [stop_watch]
+        if tool_use.max_calls is not None and tool_use.offered:
+            watches.append(CallWatch(self._reader, prompt.token_ids, conversation.tools, tool_use.max_calls))
+        sampling = SamplingParams(
+            max_new_tokens=request.max_output_tokens,
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            top_k=request.top_k or 0,
+            seed=request.seed,
+            stop_token_ids=self._renderer.stop_token_ids,
+            top_log_probs=(request.top_logprobs or 0) if wants_log_probs(request) else 0,
+            grammar=await self._grammar(request, conversation, tool_use, prompt.token_ids),
+        )
+        affinity = request.prompt_cache_key or prompt.affinity
+        engine_request = GenerationRequest(new_id("gen"), prompt.token_ids, sampling, affinity)
+        return Plan(request, conversation, tool_use, prompt, engine_request, stop_watch, watches)
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model != self._name:
+            raise PolicyError(
+                f"the model {model!r} does not exist here; this server serves {self._name!r}",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+
+    async def _conversation(
+        self, request: ResponseRequest, past: Past, *, inherit: bool
+    ) -> tuple[Conversation, ToolUse]:
+        items = await read_history(request, past)
+        _check_token_ids(items, self._engine.info.vocab_size)
+        tools: Sequence[FunctionTool] | None = None
+        instructions, settings = request.instructions, request.chat_template_kwargs
+        previous = past.call(request.previous_response_id) if inherit else None
+        if previous is not None:
+            tools = previous.settings.tools if request.tools is None else None
+            instructions = previous.settings.instructions if instructions is None else instructions
+            settings = dict(previous.settings.template_kwargs) if settings is None else settings
+        tool_use = ToolUse.of(request, tools)
+        return Conversation(items, tool_use.offered, instructions, settings or {}), tool_use
+
+    def _truncated(self, conversation: Conversation, renderer: Renderer, room: int) -> Conversation:
+        """Return the conversation without as many of its oldest turns as it takes to fit the context.
+
+        System messages at its beginning stay, and so does everything from the last user message on.
+        """
+        length = self._engine.info.context_length
+        most = length - min(room, length // 2)
+        items = conversation.items
+        kept = next((n for n, item in enumerate(items) if not _is_system(item)), len(items))
+        turns = [n for n, item in enumerate(items) if n > kept and _is_user(item)]
+        for start in turns:
+            shorter = Conversation(
+                [*items[:kept], *items[start:]],
+                conversation.tools,
+                conversation.instructions,
+                conversation.template_kwargs,
+            )
+            if len(renderer.render(shorter).token_ids) <= most:
+                return shorter
+        raise _overflow(len(renderer.render(conversation).token_ids), length)
+
+    async def _grammar(
+        self, request: ResponseRequest, conversation: Conversation, tool_use: ToolUse, prompt: Sequence[int]
+    ) -> str | None:
+        """Return what the generation must spell; None if it is free."""
+        demand = _demand(request, tool_use, strict=self._strict_tools)
+        if demand is None:
+            return None
+        if self._constraints is None:
+            param = "text.format" if demand.schema is not None else demand.calls_param
+            raise refuse(param, "this model's format can't be constrained here: it has no chat template")
+        return await asyncio.to_thread(self._constraints.grammar, conversation, prompt, demand)
+
+
+def _demand(request: ResponseRequest, tool_use: ToolUse, *, strict: bool) -> Demand | None:
+    """Return what a request demands of the generation; None if nothing."""
+    form = request.text.format if request.text is not None else None
+    schema: Mapping[str, Any] | None = None
+    if form is not None and form.type != "text":
+        if form.type == "json_schema" and form.schema_ is None:
+            raise invalid("text.format.schema", "is missing")
+        schema = ANY_OBJECT if form.type == "json_object" else form.schema_
+    held = strict and any(tool.strict for tool in tool_use.offered)
+    if tool_use.demanded is None and schema is None and not held:
+        return None
+    if tool_use.demanded is not None:
+        # a schema is for answers, and there will be none
+        return Demand("required", names=tool_use.demanded, max_calls=tool_use.max_calls)
+    calls: Literal["auto", "none"] = "auto" if tool_use.offered else "none"
+    return Demand(calls, max_calls=tool_use.max_calls, schema=schema, calls_param="tools")
+
+
+def _overflow(size: int, length: int) -> ContextOverflowError:
+    return ContextOverflowError(
+        f"the prompt has {size} tokens; the context holds {length} and must leave room for at least one "
+        "more: shorten the input",
+        prompt_tokens=size,
+        context_length=length,
+    )
+
+
+def _is_system(item: Item) -> bool:
+    return isinstance(item, Message) and item.role in ("system", "developer")
+
+
+def _is_user(item: Item) -> bool:
+    return isinstance(item, Message) and item.role == "user"
+
+
+def _check_token_ids(items: Sequence[Item], vocab_size: int) -> None:
+    for index, item in enumerate(items):
+        for name in ("prompt_token_ids", "generation_token_ids"):
+            ids = getattr(item, name)
+            if ids and max(ids) >= vocab_size:
+                param = f"input[{index}].{name}"
+                raise PolicyError(
+                    f"{param} holds the id {max(ids)}; this model's vocabulary has {vocab_size} ids",
+                    code="invalid_value",
+                    param=param,
+                )
