@@ -98,6 +98,8 @@ class SamplingParams:
             raise ConfigurationError(f"top_k must be 0 (off) or positive, not {self.top_k}")
         if self.grammar is not None and not self.grammar.strip():
             raise ConfigurationError("grammar must not be empty; None allows anything")
+        if self.grammar is not None and not self.stop_token_ids:
+            raise ConfigurationError("a grammar spells a stop token at its end: name those in stop_token_ids")
         if not 0 <= self.top_log_probs <= _MOST_TOP_LOG_PROBS:
             raise ConfigurationError(
                 f"top_log_probs must be in [0, {_MOST_TOP_LOG_PROBS}], not {self.top_log_probs}"

@@ -256,6 +256,13 @@ class CallMemory:
         """Return the call with this response id, item id or call id."""
         return self._by_id.get(name)
 
+    def unname(self, name: str) -> None:
+        """Let no id lead to the call with this one any more; its history still does."""
+        call = self._by_id.get(name)
+        for own in call.ids if call is not None else ():
+            if self._by_id.get(own) is call:
+                del self._by_id[own]
+
     def asked(self, key: bytes) -> bool:
         """Whether a call was made after the history with this key, thinking left out."""
         return key in self._asked

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backends.answers import answered, begun
 from backends.engine import (
     Engine,
+    FinishReason,
     FolderWeights,
     Generation,
     PauseMode,
@@ -200,10 +201,22 @@ class Policy:
         """Resume the engine; see `Engine.continue_generation`."""
         await self.engine.continue_generation()
 
-    async def count_input_tokens(self, request: ResponseRequest, *, history: History | None = None) -> int:
+    async def prompt_token_ids(
+        self, request: ResponseRequest, *, scope: str = "", history: History | None = None
+    ) -> list[int]:
+        """Return the prompt of a request, which may be too long; raises as `respond` does otherwise."""
+        plan = await self._planner.plan(request, Past(self._memory, history), scope=scope, counts=True)
+        return plan.prompt.token_ids
+
+    async def count_input_tokens(
+        self, request: ResponseRequest, *, scope: str = "", history: History | None = None
+    ) -> int:
         """Return how many tokens the prompt of a request has; raises as `respond` does."""
-        plan = await self._planner.plan(request, Past(self._memory, history), counts=True)
-        return len(plan.prompt.token_ids)
+        return len(await self.prompt_token_ids(request, scope=scope, history=history))
+
+    def forget(self, response_id: str) -> None:
+        """Know a response by its id no more, nor its items; histories that hold them are still known."""
+        self._memory.unname(response_id)
 
     async def aclose(self) -> None:
         """Close the engine; everything in flight is aborted."""
@@ -253,6 +266,24 @@ class Policy:
             reasoning_tokens=parsed.reasoning_tokens,
             open=generation.finish_reason is not FinishReason.STOP
             and await self._ends_open(plan, generation, len(items)),
+        )
+        parent = prompt.parent.response_id if prompt.parent is not None else None
+        extends = parent if parent == plan.request.previous_response_id else None
+        response.carrying(tokens, extends=extends)
+        self._memory.remember(prompt.call(conversation, items, tokens, response.id))
+        self._count(prompt, parsed, tokens, generation.cached_tokens)
+        if prompt.fork is not None:
+            response.fork = prompt.fork
+        if parsed.unparsed_calls:
+            response.unparsed_calls = parsed.unparsed_calls
+        if plan.stop_watch is not None and plan.stop_watch.stop is not None:
+            response.stop_sequence = plan.stop_watch.stop
+        return response
+
+    async def _ends_open(self, plan: Plan, generation: Generation, count: int) -> bool:
+        """Whether a generation that was cut ends in the middle of the last of its items."""
+        settled = await self.reader.read(
+            generation.token_ids, prompt=plan.prompt.token_ids, tools=plan.conversation.tools, partial=True
         )
         return settled.open or len(settled.items) < count
 
