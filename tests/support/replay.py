@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import cycle
 
 from backends.engine import (
     EngineInfo,
@@ -17,7 +19,10 @@ from gym_sdk.tokens import WeightSpan
 
 
 class ReplayEngine:
-    """Answers each request with the next generation; it ends by `stop` if its last token is a stop token."""
+    """Answers each request with the next generation; it ends by `stop` if its last token is a stop token.
+
+    Streams come in pieces of as many tokens as `chunks` says, in turn; at once if it says nothing.
+    """
 
     def __init__(
         self,
@@ -25,8 +30,10 @@ class ReplayEngine:
         *,
         vocab_size: int = 100_000,
         context_length: int = 100_000,
+        chunks: Iterable[int] = (),
     ) -> None:
         self._generations = iter(generations)
+        self._chunks = list(chunks)
         self._info = EngineInfo(vocab_size=vocab_size, context_length=context_length, weight_version="0")
         self.prompts: list[list[int]] = []
 
@@ -47,7 +54,15 @@ class ReplayEngine:
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         generation = await self.generate(request)
-        yield GenerationChunk(generation.token_ids, generation.log_probs, "0", generation.finish_reason)
+        ids, scores = generation.token_ids, generation.log_probs
+        sizes = cycle(self._chunks or [len(ids)])
+        start = 0
+        while start < len(ids):
+            end = start + next(sizes)
+            reason = generation.finish_reason if end >= len(ids) else None
+            yield GenerationChunk(ids[start:end], scores[start:end], "0", reason)
+            await asyncio.sleep(0)
+            start = end
 
     async def abort(self, request_id: str | None = None) -> int:
         return 0
