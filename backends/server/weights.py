@@ -27,7 +27,8 @@ from backends.engine import (
     WeightSource,
 )
 from backends.server.answering import POLICY, read_body
-from backends.server.errors import json_response, problem_of
+from backends.server.errors import error_body, json_response, problem_of
+from backends.server.operation import check_access
 from gym_sdk.errors import GymError, PolicyError
 from gym_sdk.schema.weights import BUCKET_BYTES
 
@@ -172,10 +173,11 @@ def _text(body: dict[str, Any], name: str, what: str) -> str:
 async def _expected(request: web.Request) -> web.StreamResponse | None:
     """Answer a client that asks before it sends its body: one that is refused stays where it is."""
     try:
+        check_access(request)
         _check_upload(request)
     except (GymError, ValidationError) as error:
         problem = problem_of(error)
-        answer = json_response({"error": problem.to_wire()}, status=problem.status)
+        answer = json_response(error_body(request, problem), status=problem.status)
         answer.force_close()
         return answer
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

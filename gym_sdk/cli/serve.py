@@ -59,6 +59,14 @@ def add_parser(commands: Any) -> None:
         choices=["item", "response", "compact"],
         help="where responses carry their tokens, unless a request chooses by its Gym-Token-Form header",
     )
+    parser.add_argument(
+        "--strict-tools",
+        action="store_true",
+        help="hold calls to the schemas of tools that are `strict`; by default the policy may call wrongly",
+    )
+    parser.add_argument(
+        "--state-file", type=Path, help="SQLite file that keeps responses over restarts; memory by default"
+    )
     add_operation_arguments(parser)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--alive-fd", type=int, help=argparse.SUPPRESS)
@@ -156,12 +164,14 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         rendering=RenderingConfig(**rendering_options(arguments)),
         sglang=_sglang_options(arguments),
+        strict_tools=arguments.strict_tools,
     )
     server = ServerConfig(
         host=arguments.host,
         port=arguments.port,
         token_form=arguments.token_form,
         drain_s=arguments.drain_s,
+        state_file=arguments.state_file,
         operation=operation_config(arguments),
         allow_unauthenticated=arguments.allow_unauthenticated,
         ready_fd=arguments.ready_fd,
