@@ -13,7 +13,7 @@ from backends.tool_use import as_functions
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import Item, ItemReference, Reasoning, ResponseRequest, TextPart, as_items
 
-__all__ = ["History", "Past", "read_history"]
+__all__ = ["History", "Past", "lost_response", "read_history"]
 
 
 class History(Protocol):
@@ -37,11 +37,13 @@ class Past:
     Args:
         memory: earlier model calls.
         history: where to look for what the memory has lost.
+        scope: whose responses count; those of other scopes are not known here.
     """
 
-    def __init__(self, memory: CallMemory, history: History | None = None) -> None:
+    def __init__(self, memory: CallMemory, history: History | None = None, *, scope: str = "") -> None:
         self._memory = memory
         self._history = history
+        self.scope = scope
         self._calls: dict[str, KnownCall | None] = {}
 
     def call(self, response_id: str | None) -> KnownCall | None:
@@ -50,7 +52,7 @@ class Past:
             return None
         if response_id not in self._calls:
             call = self._memory.named(response_id)
-            known = call is not None and call.response_id == response_id
+            known = call is not None and call.response_id == response_id and call.scope == self.scope
             self._calls[response_id] = call if known else None
         return self._calls[response_id]
 
@@ -65,12 +67,7 @@ class Past:
             return call.history()
         items = None if self._history is None else await self._history.items_of(response_id)
         if items is None:
-            raise PolicyError(
-                f"the response {response_id!r} is not remembered here (any more); send the whole history in "
-                "`input`",
-                code="previous_response_not_found",
-                param="previous_response_id",
-            )
+            raise lost_response(response_id)
         return items
 
     async def item(self, item_id: str, param: str) -> Item:
@@ -80,7 +77,9 @@ class Past:
             PolicyError: there is no such item.
         """
         call = self._memory.named(item_id)
-        found = None if call is None else next((item for item in call.output if _id(item) == item_id), None)
+        found: Item | None = None
+        if call is not None and call.scope == self.scope:
+            found = next((item for item in call.output if _id(item) == item_id), None)
         if found is None and self._history is not None:
             found = await self._history.item(item_id)
         if found is None:
@@ -91,6 +90,15 @@ class Past:
                 param=f"{param}.id",
             )
         return found
+
+
+def lost_response(response_id: str) -> PolicyError:
+    """Return the error for a response that a request continues, and that is not known."""
+    return PolicyError(
+        f"the response {response_id!r} is not remembered here (any more); send the whole history in `input`",
+        code="previous_response_not_found",
+        param="previous_response_id",
+    )
 
 
 async def read_history(request: ResponseRequest, past: Past) -> list[Item]:

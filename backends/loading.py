@@ -46,6 +46,8 @@ class PolicyConfig:
     """How conversations become tokens, and generations items."""
     memory_tokens: int = 8_000_000
     """How many tokens of past model calls to remember."""
+    strict_tools: bool = False
+    """Whether calls are held to the schemas of tools that are `strict`, by constrained decoding."""
 
 
 @asynccontextmanager
@@ -77,6 +79,7 @@ async def open_policy(config: PolicyConfig) -> AsyncIterator[Policy]:
             memory=CallMemory(config.memory_tokens),
             thinking=config.rendering.thinking,
             reader=reader,
+            strict_tools=config.strict_tools,
         )
 
 
@@ -114,7 +117,14 @@ def load_policy(config: PolicyConfig) -> Policy:
         config=EngineConfig(context_length=config.context_length),
     )
     memory = CallMemory(config.memory_tokens)
-    return Policy(engine, renderer, name=config.name, memory=memory, thinking=config.rendering.thinking)
+    return Policy(
+        engine,
+        renderer,
+        name=config.name,
+        memory=memory,
+        thinking=config.rendering.thinking,
+        strict_tools=config.strict_tools,
+    )
 
 
 def _load_renderer(config: PolicyConfig) -> tuple[Path, Renderer]:

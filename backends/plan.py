@@ -6,26 +6,28 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from backends.constraints import ANY_OBJECT, Constraints, Demand
+from backends.constraints import Constraints
+from backends.demands import demand_of
 from backends.engine import Engine, GenerationRequest, SamplingParams
-from backends.history import Past, read_history
+from backends.history import Past, lost_response, read_history
 from backends.ids import new_id
 from backends.memory import CallMemory
 from backends.prefix import Prompt, Thinking, next_prompt
 from backends.reading import OutputReader
 from backends.rendering import Renderer, TemplateRenderer
+from backends.rendering.effort import effort_settings
 from backends.rendering.renderer import Conversation
 from backends.rendering.token_text import TokenText
-from backends.requests import check_supported, invalid, refuse, stop_strings, wants_log_probs
+from backends.requests import check_model, check_supported, refuse, stop_strings, wants_log_probs
 from backends.sampled import Watch
 from backends.tool_use import ToolUse
 from backends.watches import CallWatch, StopWatch
 from gym_sdk.errors import ContextOverflowError, PolicyError
 from gym_sdk.schema import FunctionTool, Item, Message, ResponseRequest
 
-__all__ = ["Plan", "Planner"]
+__all__ = ["Plan", "Planner", "sampling_params"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Planner:
         self._name = name
         self._thinking: Thinking = thinking
         self._strict_tools = strict_tools
+        self._efforts: dict[str, Mapping[str, Any]] = {}
         self._constraints = Constraints(renderer) if isinstance(renderer, TemplateRenderer) else None
 
     @cached_property
@@ -94,7 +97,6 @@ class Planner:
         request: ResponseRequest,
         past: Past,
         *,
-        scope: str = "",
         inherit: bool = False,
         counts: bool = False,
     ) -> Plan:
@@ -102,8 +104,7 @@ class Planner:
 
         Args:
             request: what is asked.
-            past: earlier responses.
-            scope: what is remembered is kept apart by it.
+            past: earlier responses, and what keeps theirs apart.
             inherit: whether settings that the request does not send come from the previous response.
             counts: whether only the prompt is wanted, which may then be longer than the context.
 
@@ -113,57 +114,59 @@ class Planner:
             GymError: what reads generations failed.
         """
         check_supported(request)
-        self._check_model(request.model)
+        check_model(request, self._name)
         conversation, tool_use = await self._conversation(request, past, inherit=inherit)
         renderer = await self._reader.prover(self._renderer, conversation)
-        prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self._thinking)
+        prompt = self._prompt(conversation, renderer, past)
         if not counts and len(prompt.token_ids) >= self._engine.info.context_length:
             if request.truncation != "auto":
                 raise _overflow(len(prompt.token_ids), self._engine.info.context_length)
             conversation = self._truncated(conversation, renderer, request.max_output_tokens or 1)
-            prompt = next_prompt(conversation, renderer, self._memory, scope=scope, thinking=self._thinking)
+            prompt = self._prompt(conversation, renderer, past)
         stops = stop_strings(request)
         stop_watch = StopWatch(stops, self.token_text) if stops else None
         watches: list[Watch] = [] if stop_watch is None else [stop_watch]
         if tool_use.max_calls is not None and tool_use.offered:
             watches.append(CallWatch(self._reader, prompt.token_ids, conversation.tools, tool_use.max_calls))
-        sampling = SamplingParams(
-            max_new_tokens=request.max_output_tokens,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            top_k=request.top_k or 0,
-            seed=request.seed,
+        sampling = sampling_params(
+            request,
             stop_token_ids=self._renderer.stop_token_ids,
-            top_log_probs=(request.top_logprobs or 0) if wants_log_probs(request) else 0,
             grammar=await self._grammar(request, conversation, tool_use, prompt.token_ids),
         )
         affinity = request.prompt_cache_key or prompt.affinity
         engine_request = GenerationRequest(new_id("gen"), prompt.token_ids, sampling, affinity)
         return Plan(request, conversation, tool_use, prompt, engine_request, stop_watch, watches)
 
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self._name:
-            raise PolicyError(
-                f"the model {model!r} does not exist here; this server serves {self._name!r}",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
+    def _prompt(self, conversation: Conversation, renderer: Renderer, past: Past) -> Prompt:
+        return next_prompt(conversation, renderer, self._memory, scope=past.scope, thinking=self._thinking)
 
     async def _conversation(
         self, request: ResponseRequest, past: Past, *, inherit: bool
     ) -> tuple[Conversation, ToolUse]:
+        previous = past.call(request.previous_response_id) if inherit else None
+        if inherit and request.previous_response_id is not None and previous is None:
+            # its items may be kept, but not the settings that this request takes over
+            raise lost_response(request.previous_response_id)
         items = await read_history(request, past)
         _check_token_ids(items, self._engine.info.vocab_size)
         tools: Sequence[FunctionTool] | None = None
         instructions, settings = request.instructions, request.chat_template_kwargs
-        previous = past.call(request.previous_response_id) if inherit else None
         if previous is not None:
             tools = previous.settings.tools if request.tools is None else None
             instructions = previous.settings.instructions if instructions is None else instructions
             settings = dict(previous.settings.template_kwargs) if settings is None else settings
+        if request.reasoning is not None and request.reasoning.effort is not None:
+            settings = {**self._effort(request.reasoning.effort), **(settings or {})}
         tool_use = ToolUse.of(request, tools)
         return Conversation(items, tool_use.offered, instructions, settings or {}), tool_use
+
+    def _effort(self, effort: str) -> Mapping[str, Any]:
+        """Return the template settings that ask for an effort."""
+        if not isinstance(self._renderer, TemplateRenderer):
+            raise refuse("reasoning.effort", "this model's format has no setting for how much it thinks")
+        if effort not in self._efforts:
+            self._efforts[effort] = effort_settings(self._renderer.template, effort)
+        return self._efforts[effort]
 
     def _truncated(self, conversation: Conversation, renderer: Renderer, room: int) -> Conversation:
         """Return the conversation without as many of its oldest turns as it takes to fit the context.
@@ -190,7 +193,7 @@ class Planner:
         self, request: ResponseRequest, conversation: Conversation, tool_use: ToolUse, prompt: Sequence[int]
     ) -> str | None:
         """Return what the generation must spell; None if it is free."""
-        demand = _demand(request, tool_use, strict=self._strict_tools)
+        demand = demand_of(request, tool_use, strict=self._strict_tools)
         if demand is None:
             return None
         if self._constraints is None:
@@ -199,22 +202,26 @@ class Planner:
         return await asyncio.to_thread(self._constraints.grammar, conversation, prompt, demand)
 
 
-def _demand(request: ResponseRequest, tool_use: ToolUse, *, strict: bool) -> Demand | None:
-    """Return what a request demands of the generation; None if nothing."""
-    form = request.text.format if request.text is not None else None
-    schema: Mapping[str, Any] | None = None
-    if form is not None and form.type != "text":
-        if form.type == "json_schema" and form.schema_ is None:
-            raise invalid("text.format.schema", "is missing")
-        schema = ANY_OBJECT if form.type == "json_object" else form.schema_
-    held = strict and any(tool.strict for tool in tool_use.offered)
-    if tool_use.demanded is None and schema is None and not held:
-        return None
-    if tool_use.demanded is not None:
-        # a schema is for answers, and there will be none
-        return Demand("required", names=tool_use.demanded, max_calls=tool_use.max_calls)
-    calls: Literal["auto", "none"] = "auto" if tool_use.offered else "none"
-    return Demand(calls, max_calls=tool_use.max_calls, schema=schema, calls_param="tools")
+def sampling_params(
+    request: ResponseRequest, *, stop_token_ids: frozenset[int], grammar: str | None = None
+) -> SamplingParams:
+    """Return how a request is sampled; what it leaves open is OpenAI's default.
+
+    Args:
+        request: what is asked.
+        stop_token_ids: end the generation.
+        grammar: what it must spell.
+    """
+    return SamplingParams(
+        max_new_tokens=request.max_output_tokens,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k or 0,
+        seed=request.seed,
+        stop_token_ids=stop_token_ids,
+        top_log_probs=(request.top_logprobs or 0) if wants_log_probs(request) else 0,
+        grammar=grammar,
+    )
 
 
 def _overflow(size: int, length: int) -> ContextOverflowError:

@@ -124,8 +124,8 @@ class Policy:
             ContextOverflowError: the prompt leaves no room for a token.
             GymError: the engine failed, or what reads generations.
         """
-        past = Past(self._memory, history)
-        plan = await self._planner.plan(request, past, scope=scope, inherit=inherit)
+        past = Past(self._memory, history, scope=scope)
+        plan = await self._planner.plan(request, past, inherit=inherit)
         if not plan.watches:
             generation = await self.engine.generate(plan.engine_request)
         else:
@@ -149,8 +149,8 @@ class Policy:
             A snapshot when the request was accepted, more while tokens come, and one with the whole response.
             Leaving early aborts the generation.
         """
-        past = Past(self._memory, history)
-        plan = await self._planner.plan(request, past, scope=scope, inherit=inherit)
+        past = Past(self._memory, history, scope=scope)
+        plan = await self._planner.plan(request, past, inherit=inherit)
         response = begun(request, model=self.name, response_id=response_id)
         yield Snapshot(response)
         ids = StableIds()
@@ -205,7 +205,7 @@ class Policy:
         self, request: ResponseRequest, *, scope: str = "", history: History | None = None
     ) -> list[int]:
         """Return the prompt of a request, which may be too long; raises as `respond` does otherwise."""
-        plan = await self._planner.plan(request, Past(self._memory, history), scope=scope, counts=True)
+        plan = await self._planner.plan(request, Past(self._memory, history, scope=scope), counts=True)
         return plan.prompt.token_ids
 
     async def count_input_tokens(

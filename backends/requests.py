@@ -8,6 +8,8 @@ from gym_sdk.errors import PolicyError
 from gym_sdk.schema import ResponseRequest
 
 __all__ = [
+    "LOG_PROBS",
+    "check_model",
     "check_supported",
     "invalid",
     "refuse",
@@ -53,6 +55,21 @@ def refuse(param: str, message: str) -> PolicyError:
 def invalid(param: str, message: str) -> PolicyError:
     """Return the error for a field whose value is wrong."""
     return PolicyError(f"{param} {message}", code="invalid_value", param=param)
+
+
+def check_model(request: ResponseRequest, name: str) -> None:
+    """Refuse a request for another model.
+
+    Raises:
+        PolicyError: it names one.
+    """
+    if request.model is not None and request.model != name:
+        raise PolicyError(
+            f"the model {request.model!r} does not exist here; this server serves {name!r}",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
 
 
 def check_supported(request: ResponseRequest) -> None:

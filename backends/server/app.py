@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from aiohttp import web
 
+from backends.completing import Completer
 from backends.policy import Policy
 from backends.server.answering import (
     CAPTURES,
     DEFAULT_FORM,
     KEEP_ALIVE_S,
     POLICY,
-    chat_completions,
+    answering,
     read_body,
-    responses,
 )
 from backends.server.capture import CaptureLimits
 from backends.server.captures import CaptureStore
-from backends.server.errors import error_middleware, json_response
+from backends.server.errors import json_response
+from backends.server.models import add_model_routes
+from backends.server.operation import TRAFFIC, OperationConfig, operated_application, sees_details
+from backends.server.operations import OPERATIONS
+from backends.server.state import BackgroundLimits, ResponseStore
+from backends.server.state.routes import add_state_routes
+from backends.server.surfaces import ChatSurface, CompletionSurface, MessagesSurface, ResponsesSurface
+from backends.server.tokenizing import add_tokenizing_routes
 from backends.server.weights import WeightLimits, add_weight_routes
 from gym_sdk.errors import PolicyError
 from gym_sdk.schema import TokenForm
 
 __all__ = ["POLICY", "make_app"]
-
-_MAX_BODY_BYTES = 256 * 2**20  # token fields of long histories are large
 
 
 def make_app(
@@ -38,6 +42,9 @@ def make_app(
     keep_alive_s: float = 15.0,
     token_form: TokenForm = "item",
     weights: WeightLimits | None = None,
+    operation: OperationConfig | None = None,
+    store: ResponseStore | None = None,
+    background: BackgroundLimits | None = None,
 ) -> web.Application:
     """Return the application over a policy. The policy stays the caller's to close.
 
@@ -47,17 +54,20 @@ def make_app(
         keep_alive_s: how often a stream that waits for its generation says that it is alive.
         token_form: where responses carry their tokens, unless a request's header says otherwise.
         weights: how much room tensors get that are sent as a body.
+        operation: who may call, and how much the server takes on.
+        store: keeps responses; the application closes it. By default they are kept in memory.
+        background: how much may run in the background.
     """
-    app = web.Application(middlewares=[error_middleware], client_max_size=_MAX_BODY_BYTES)
+    app = operated_application(policy, OPERATIONS, operation)
     app[POLICY] = policy
     app[CAPTURES] = CaptureStore(captures)
     app[KEEP_ALIVE_S] = keep_alive_s
     app[DEFAULT_FORM] = token_form
     app.cleanup_ctx.append(_sweeping)
     for root in ("/v1", "/rollouts/{rollout_id}/v1"):
-        app.router.add_post(f"{root}/responses", responses)
-        app.router.add_post(f"{root}/chat/completions", chat_completions)
-        app.router.add_get(f"{root}/models", _models)
+        for surface in (ResponsesSurface(), ChatSurface(), MessagesSurface()):
+            app.router.add_post(f"{root}/{surface.name}", answering(surface))
+    app.router.add_post("/v1/completions", answering(CompletionSurface(Completer(policy))))
     app.add_routes(
         [
             web.post("/rollouts/{rollout_id}", _begin_capture),
@@ -69,6 +79,9 @@ def make_app(
             web.post("/abort_request", _abort_request),
         ]
     )
+    add_model_routes(app)
+    add_tokenizing_routes(app)
+    add_state_routes(app, store=store, background=background)
     add_weight_routes(app, weights)
     return app
 
@@ -117,28 +130,18 @@ def _after(request: web.Request) -> int:
     return int(text)
 
 
-async def _models(request: web.Request) -> web.Response:
-    rollout_id = request.match_info.get("rollout_id")
-    if rollout_id is not None:
-        request.app[CAPTURES].get(rollout_id)
-    policy = request.app[POLICY]
-    model = {
-        "id": policy.name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "gym-sdk",
-        "max_model_len": policy.engine.info.context_length,
-    }
-    return json_response({"object": "list", "data": [model]})
-
-
 async def _health(request: web.Request) -> web.Response:
+    if request.app[TRAFFIC].draining:
+        return json_response({"status": "draining"}, status=503)
     policy = request.app[POLICY]
     info = policy.engine.info
     served = not info.replicas or any(replica.serves for replica in info.replicas)
+    status = "ok" if served else "waiting for SGLang"
+    if not sees_details(request):
+        return json_response({"status": status})
     return json_response(
         {
-            "status": "ok" if served else "waiting for SGLang",
+            "status": status,
             "model": policy.name,
             "parser": policy.reader.name,
             "weight_version": info.weight_version,

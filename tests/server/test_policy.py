@@ -193,12 +193,12 @@ async def test_a_prompt_longer_than_the_context(renderer: TemplateRenderer) -> N
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "function"}]}, "tools[0]"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"text": {"verbosity": "high"}}, "text.verbosity"),
         ({"background": True}, "background"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"include": ["everything"]}, "include[0]"),
         ({"no_such_field": 1}, "no_such_field"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
     ],
 )
 @pytest.mark.asyncio

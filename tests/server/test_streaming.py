@@ -39,7 +39,8 @@ async def read(url: str, path: str, body: dict[str, Any]) -> tuple[aiohttp.Clien
 
 def events_of(blocks: list[str]) -> list[dict[str, Any]]:
     events = []
-    for block in blocks:
+    assert blocks[-1] == "data: [DONE]"
+    for block in blocks[:-1]:
         if block.startswith(":"):
             continue
         name, data = block.split("\n")
@@ -167,8 +168,8 @@ async def test_refusals_are_http_errors_before_the_stream(serve: Serve) -> None:
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         with pytest.raises(NotFoundError, match="serves 'policy'"):
             await client.responses.create(model="gpt-9", input="q", stream=True)
-        with pytest.raises(BadRequestError, match="not supported"):
-            await client.responses.create(model="policy", input="q", stream=True, background=True)
+        with pytest.raises(BadRequestError, match="include"):
+            await client.responses.create(model="policy", input="q", stream=True, include=["x"])  # type: ignore[list-item]
         with pytest.raises(BadRequestError, match="obfuscat"):
             await client.responses.create(
                 model="policy", input="q", stream=True, stream_options={"include_obfuscation": True}
