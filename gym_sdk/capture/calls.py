@@ -35,7 +35,7 @@ class CapturedCall:
 
     Attributes:
         number: position in order of arrival, from 0.
-        route: `responses` or `chat/completions`.
+        route: `responses`, `chat/completions`, `completions` or `messages`.
         status: `completed`, `incomplete`, `cancelled` (the agent went away, or the capture ended), `refused`
             (4xx) or `failed` (5xx).
         started_at: Unix time, in seconds.

@@ -26,6 +26,7 @@ from gym_sdk.transport import Retry, ServingTransport
 from gym_sdk.verifiers import Verifier, run_verifier
 
 if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
     from openai import AsyncOpenAI
 
 __all__ = ["CaptureSession"]
@@ -47,7 +48,7 @@ class CaptureSession:
         index: position in the task's group.
         transport: whose policy the agent calls.
         model: the policy's name, for the agent.
-        api_key: sent by the clients of `openai`.
+        api_key: sent by the clients of `openai` and `anthropic`.
         retry: how infrastructure failures of the capture's own requests are tried again.
         deadlines: `rollout_s` bounds the block and `finish`, `verifier_s` the verifier.
 
@@ -82,7 +83,7 @@ class CaptureSession:
         self._deadlines = deadlines
         self._remote: RemoteCapture | None = None
         self._scope = anyio.CancelScope()
-        self._clients: list[AsyncOpenAI] = []
+        self._clients: list[AsyncOpenAI | AsyncAnthropic] = []
         self._started_at = 0.0
         self._started = 0.0
         input_items(task)  # what is no task fails here, not after the agent's work
@@ -145,6 +146,25 @@ class CaptureSession:
 
         given: dict[str, Any] = {"base_url": self.base_url, "api_key": self._api_key or "none", **options}
         client = AsyncOpenAI(**given)
+        self._clients.append(client)
+        return client
+
+    def anthropic(self, **options: Any) -> AsyncAnthropic:
+        """Return the anthropic package's client for this rollout; it is closed with the session.
+
+        Args:
+            **options: further arguments of `AsyncAnthropic`, e.g. `max_retries=0`.
+
+        Raises:
+            ConfigurationError: the package is not installed.
+        """
+        try:
+            from anthropic import AsyncAnthropic
+        except ImportError as error:
+            raise ConfigurationError("the package anthropic is missing: pip install anthropic") from error
+        root = self.base_url.removesuffix("/v1")  # the package adds it
+        given: dict[str, Any] = {"base_url": root, "api_key": self._api_key or "none", **options}
+        client = AsyncAnthropic(**given)
         self._clients.append(client)
         return client
 

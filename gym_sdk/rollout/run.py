@@ -192,7 +192,9 @@ class _Run:
 
     def _request(self, tools: dict[str, Tool[..., Any]], turn: int) -> ResponseRequest:
         task, spec = self._task, self._spec
-        fields: dict[str, Any] = spec.sampling.fields(task.id or "", self._rollout.index, turn)
+        # the rollout itself is the record: nobody asks the server for its responses again
+        fields: dict[str, Any] = {"store": False}
+        fields |= spec.sampling.fields(task.id or "", self._rollout.index, turn)
         instructions = task.instructions or spec.environment.instructions
         if spec.model is not None:
             fields["model"] = spec.model
