@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backends.engine import FinishReason
+from backends.engine import FinishReason, TopLogProbs
 from backends.sglang.client import refusal
 from gym_sdk.errors import GymError, TokenContractError, TransportError
 from gym_sdk.tokens import WeightSpan
 from gym_sdk.tokens.bundle import check_generation
 
-__all__ = ["Answer", "read_answer"]
+__all__ = ["Answer", "likeliest", "read_answer"]
+
+_IMPOSSIBLE = -1e30
+"""SGLang writes -3.4e38 for minus infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Answer:
         finish_reason: why it ended; None while it runs.
         stop_id: the stop token that ended it.
         cached_tokens: how many prompt tokens did not need computing.
+        top_log_probs: the likeliest tokens at each of the G places; None if none were asked for.
     """
 
     token_ids: list[int]
@@ -38,10 +42,16 @@ class Answer:
     finish_reason: FinishReason | None
     stop_id: int | None
     cached_tokens: int
+    top_log_probs: TopLogProbs | None
 
 
-def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
+def read_answer(body: Mapping[str, Any], *, vocab_size: int, reported: bool = False) -> Answer:
     """Read and check one answer, or one event of a stream.
+
+    Args:
+        body: the answer.
+        vocab_size: how many ids the model knows.
+        reported: whether the likeliest tokens were asked for.
 
     Raises:
         TokenContractError: its tokens, log-probs and weight versions contradict each other.
@@ -67,6 +77,7 @@ def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
             finish_reason=finish_reason,
             stop_id=stop_id,
             cached_tokens=int(meta.get("cached_tokens") or 0),
+            top_log_probs=likeliest(meta.get("output_top_logprobs") or ()) if reported else None,
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, GymError):
@@ -78,6 +89,11 @@ def read_answer(body: Mapping[str, Any], *, vocab_size: int) -> Answer:
         ) from error
     _check(answer, scored, vocab_size)
     return answer
+
+
+def likeliest(places: Iterable[Iterable[Any]]) -> TopLogProbs:
+    """Read what SGLang says about the likeliest tokens of some places."""
+    return [[(int(e[1]), float(e[0])) for e in place if e[0] > _IMPOSSIBLE] for place in places]
 
 
 def _said(error: object) -> object:
@@ -115,6 +131,11 @@ def _check(answer: Answer, scored: list[int], vocab_size: int) -> None:
     if scored != answer.token_ids:
         raise TokenContractError(
             f"SGLang sampled {len(answer.token_ids)} tokens and reports log-probs of {len(scored)} others"
+        )
+    if answer.top_log_probs is not None and len(answer.top_log_probs) != len(answer.token_ids):
+        raise TokenContractError(
+            f"SGLang sampled {len(answer.token_ids)} tokens and reports the likeliest tokens of "
+            f"{len(answer.top_log_probs)} places"
         )
     if answer.token_ids and max(answer.token_ids) >= vocab_size:
         raise TokenContractError(f"SGLang sampled an id outside the vocabulary of {vocab_size} ids")

@@ -24,6 +24,11 @@ __all__ = ["SGLangClient", "UnreachableError", "clean_address", "refusal"]
 
 _RETRYABLE = frozenset({408, 425, 429})
 _TOO_LONG = ("maximum allowed length", "longer than the model's context length", "maximum context length")
+_BAD_GRAMMAR = (
+    "Failed to compile ebnf grammar",
+    "Grammar preprocessing timed out",
+    "Grammar accept_token failed",  # in the middle of a generation; SGLang calls that an error of its own
+)
 _FIRST_DELAY_S = 0.1
 _LARGE = 2**18
 _IDLE_S = 1.0
@@ -211,6 +216,9 @@ def refusal(path: str, status: int, data: bytes | str) -> GymError:
     message = f"SGLang's {path} answered {status}: {text}"
     if any(words in text for words in _TOO_LONG):
         return ContextOverflowError(message)
+    if any(words in text for words in _BAD_GRAMMAR):
+        said = message.partition("\n<state>")[0]  # after it come pages about the matcher
+        return PolicyError(said, code="invalid_value", param="grammar")
     if status in _RETRYABLE or status >= 500:
         return TransportError(message, retryable=True, status=status)
     if status in (401, 403, 404):  # of this server's making, so not to be passed on to its clients

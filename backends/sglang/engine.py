@@ -22,13 +22,15 @@ from backends.engine import (
     WeightsGroup,
     WeightSource,
 )
+from backends.grammars import Grammars
 from backends.sglang.answer import Answer, read_answer
 from backends.sglang.client import SGLangClient
 from backends.sglang.config import SGLangConfig
 from backends.sglang.control import Control
 from backends.sglang.facts import Facts, check_log_probs, learn
-from backends.sglang.flight import Flight, Flights, chunks
-from backends.sglang.request import check_prompt, check_sampling, generate_body
+from backends.sglang.flight import Flight, Flights, chunks, new_chunk
+from backends.sglang.request import check_prompt, check_sampling, generate_body, reports
+from backends.sglang.rescoring import check_spelled, rescore
 from backends.sglang.weights.adapters import Adapters
 from backends.sglang.weights.carriers import BroadcastCarrier, Carrier, FolderCarrier, TensorCarrier
 from backends.sglang.weights.groups import Groups
@@ -46,7 +48,8 @@ class SGLangEngine:
     Make it by `connect`, in the event loop that uses it; use it as `async with`, or call `aclose`, which
     leaves SGLang running. Other clients may use the same server; only their pauses and weight updates concern
     this engine's requests. What SGLang would ignore or answer otherwise is refused by name: a seed, unless it
-    runs with `--enable-deterministic-inference`, and temperatures between 0 and 1e-6.
+    runs with `--enable-deterministic-inference`; temperatures between 0 and 1e-6; a grammar, unless it runs
+    with `--grammar-backend llguidance` and the temperature is 0 or 1.
 
     New weights come as a folder, as tensors, by broadcast in a process group, or as a LoRA adapter on top of
     the present ones. If an update fails in the middle and the old weights cannot be brought back, `unfit`
@@ -64,6 +67,7 @@ class SGLangEngine:
         self._adapters = Adapters(client, facts, self._flights)
         self._control = Control(client, facts, self._flights, self._adapters)
         self._groups = Groups(client, facts)
+        self._grammars = Grammars(facts.tokenizer, facts.vocab_size)
         self._closed = False
 
     @classmethod
@@ -126,10 +130,7 @@ class SGLangEngine:
         """
         flight = self._admit(request)
         try:
-            while flight.finish_reason is None:
-                answer = await flight.wait(self._answer(flight))
-                if answer is not None:
-                    self._take(flight, answer)
+            await self._complete(flight)
             return flight.generation()
         finally:
             self._leave(flight)
@@ -139,11 +140,15 @@ class SGLangEngine:
 
         SGLang tells which weights sampled which token at the end of a request only. From an update of the
         weights on, a stream therefore yields nothing before its end, and likewise where SGLang was started
-        with `--incremental-streaming-output`.
+        with `--incremental-streaming-output` or the request has a grammar.
         """
         flight = self._admit(request)
         sent = 0
         try:
+            if request.sampling.grammar is not None:
+                await self._complete(flight)
+                for chunk in chunks(flight, sent):
+                    yield chunk
             while flight.finish_reason is None:
                 before = len(flight.token_ids)
                 async with aclosing(self._answers(flight)) as answers:
@@ -151,10 +156,10 @@ class SGLangEngine:
                         if answer.finish_reason is not None:
                             self._take(flight, answer)
                             break
-                        new, scores = answer.token_ids[sent - before :], answer.log_probs[sent - before :]
-                        if new and answer.version == flight.version:
-                            sent += len(new)
-                            yield GenerationChunk(new, scores, answer.version)
+                        if answer.version == flight.version and len(answer.token_ids) > sent - before:
+                            chunk = new_chunk(flight, answer, sent - before)
+                            sent += len(chunk.token_ids)
+                            yield chunk
                 for chunk in chunks(flight, sent):
                     sent += len(chunk.token_ids)
                     yield chunk
@@ -282,7 +287,7 @@ class SGLangEngine:
         self._control.check_fit()
         length, sampling = self.facts.context_length, request.sampling
         prompt = check_prompt(request, vocab_size=self.facts.vocab_size, context_length=length)
-        check_sampling(sampling, seeded=self.facts.seeded)
+        check_sampling(sampling, seeded=self.facts.seeded, grammar_backend=self.facts.grammar_backend)
         limit = length - len(prompt)
         if sampling.max_new_tokens is not None:
             limit = min(limit, sampling.max_new_tokens)
@@ -311,7 +316,8 @@ class SGLangEngine:
         )
 
     def _read(self, flight: Flight, body: Mapping[str, Any]) -> Answer:
-        answer = read_answer(body, vocab_size=self.facts.vocab_size)
+        sampling = flight.request.sampling
+        answer = read_answer(body, vocab_size=self.facts.vocab_size, reported=reports(sampling))
         return answer if flight.adapter is None else flight.adapter.relabelled(answer)
 
     async def _answer(self, flight: Flight) -> Answer:
@@ -322,6 +328,20 @@ class SGLangEngine:
             answer = await self._client.post("/generate", body, within_s=self._client.config.generate_s)
         flight.settled = True
         return self._read(flight, answer)
+
+    async def _complete(self, flight: Flight) -> None:
+        """Have a generation made to its end."""
+        grammar, matcher = flight.request.sampling.grammar, None
+        if grammar is not None and self.facts.tokenizer is not None:
+            matcher = await self._grammars.matcher(grammar)
+        while flight.finish_reason is None:
+            answer = await flight.wait(self._answer(flight))
+            if answer is not None:
+                self._take(flight, answer)
+        if matcher is not None:
+            check_spelled(flight, matcher)
+        if grammar is not None:
+            await rescore(self._client, flight, self._read)
 
     async def _answers(self, flight: Flight) -> AsyncGenerator[Answer, None]:
         """Yield the answers of one round, the last of which has a finish reason."""

@@ -46,6 +46,8 @@ class Facts:
         lora: which adapters it takes; None if it takes none.
         tool_parser: its parser of tool calls; None if it was started without one.
         reasoning_parser: its parser of thinking; None if it was started without one.
+        grammar_backend: what reads its grammars; None if nothing does.
+        tokenizer: the folder of its tokenizer; None where this process sees none.
     """
 
     version: str
@@ -64,6 +66,8 @@ class Facts:
     lora: LoRALimits | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    grammar_backend: str | None = None
+    tokenizer: Path | None = None
 
     @property
     def ranks(self) -> int:
@@ -141,6 +145,8 @@ async def learn(client: SGLangClient, *, model: str | Path | None = None) -> Fac
         lora=_lora(server),
         tool_parser=server.get("tool_call_parser") or None,
         reasoning_parser=server.get("reasoning_parser") or None,
+        grammar_backend=server.get("grammar_backend") or None,
+        tokenizer=await asyncio.to_thread(_tokenizer, folder, served),
     )
 
 
@@ -226,6 +232,10 @@ def _lora(server: Mapping[str, Any]) -> LoRALimits | None:
         max_rank=None if rank is None else int(rank),
         modules=None if not modules or "all" in modules else modules,
     )
+
+
+def _tokenizer(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
 
 
 def _signature(*folders: Path) -> Signature | None:

@@ -11,14 +11,14 @@ from typing import TypeVar
 
 import anyio
 
-from backends.engine import FinishReason, Generation, GenerationChunk, GenerationRequest
+from backends.engine import FinishReason, Generation, GenerationChunk, GenerationRequest, TopLogProbs
 from backends.sglang.answer import Answer
 from backends.sglang.client import SGLangClient
 from backends.sglang.weights.adapter import Adapter
 from gym_sdk.errors import ConfigurationError, DeadlineError, GymError, PolicyError, TransportError
 from gym_sdk.tokens import WeightSpan
 
-__all__ = ["Flight", "Flights", "chunks"]
+__all__ = ["Flight", "Flights", "chunks", "new_chunk"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Flight:
         adapter: the adapter that samples it, from its first token to its last; None is the base model.
         settled: whether SGLang has said its last word on this round.
         finish_reason: why it ended; None while it runs.
+        top_log_probs: the likeliest tokens at the place of each of `token_ids`; None if none were asked for.
+        cached_tokens: how many prompt tokens did not need computing; None until SGLang has said so.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class Flight:
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []
         self.spans: list[WeightSpan] = []
+        self.top_log_probs: TopLogProbs | None = [] if request.sampling.top_log_probs else None
+        self.cached_tokens: int | None = None
         self.rid = ""
-        self._cached_tokens: int | None = None
         self._since = asyncio.get_running_loop().time()
         self._scope: anyio.CancelScope | None = None
         self._error: GymError | None = None
@@ -163,17 +166,23 @@ class Flight:
             self._scope.cancel()
 
     def add(self, answer: Answer) -> None:
-        """Take over a round that SGLang has finished."""
+        """Take over a round that SGLang has finished.
+
+        Raises:
+            PolicyError: a stop token that the request does not name ended it where its grammar goes on.
+        """
         assert answer.finish_reason is not None
         self.settled = True
         start = len(self.token_ids)
         self.token_ids += answer.token_ids
         self.log_probs += answer.log_probs
+        if self.top_log_probs is not None:
+            self.top_log_probs += answer.top_log_probs or []
         for span in answer.spans or ():
             if span.end > span.start:
                 self._append_span(span.version, start + span.start, start + span.end)
-        if self._cached_tokens is None:
-            self._cached_tokens = answer.cached_tokens
+        if self.cached_tokens is None:
+            self.cached_tokens = answer.cached_tokens
         foreign = answer.stop_id is not None and answer.stop_id not in self.request.sampling.stop_token_ids
         if not foreign:
             self.finish_reason = answer.finish_reason
@@ -181,6 +190,23 @@ class Flight:
             self.finish_reason = FinishReason.ABORT
         elif self.room == 0:
             self.finish_reason = FinishReason.LENGTH
+        elif self.request.sampling.grammar is not None:  # another round would begin the grammar anew
+            raise PolicyError(
+                f"SGLang ended the grammar after {len(self.token_ids)} tokens by the model's stop token "
+                f"{answer.stop_id}, which is none of the request's; the grammar must spell one of those",
+                code="invalid_value",
+                param="grammar",
+            )
+
+    def rescored(self, log_probs: list[float], top_log_probs: TopLogProbs | None) -> None:
+        """Take over the log-probs that the policy gives the tokens without the request's grammar."""
+        self.log_probs, self.top_log_probs = log_probs, top_log_probs
+
+    def abort_unscored(self) -> None:
+        """End as aborted before any token: those that were sampled have no log-probs yet."""
+        self.finish_reason = FinishReason.ABORT
+        self.token_ids, self.log_probs, self.spans = [], [], []
+        self.top_log_probs = None if self.top_log_probs is None else []
 
     def _append_span(self, version: str, start: int, end: int) -> None:
         if self.spans and self.spans[-1].version == version:
@@ -191,7 +217,12 @@ class Flight:
         """Return what was sampled."""
         assert self.finish_reason is not None
         return Generation(
-            self.token_ids, self.log_probs, self.finish_reason, tuple(self.spans), self._cached_tokens or 0
+            self.token_ids,
+            self.log_probs,
+            self.finish_reason,
+            tuple(self.spans),
+            self.cached_tokens or 0,
+            self.top_log_probs,
         )
 
 
@@ -203,7 +234,27 @@ def chunks(flight: Flight, sent: int) -> Iterator[GenerationChunk]:
         pieces = [(version, sent, sent)]
     for number, (version, start, end) in enumerate(pieces, start=1):
         reason = flight.finish_reason if number == len(pieces) else None
-        yield GenerationChunk(flight.token_ids[start:end], flight.log_probs[start:end], version, reason)
+        top = flight.top_log_probs
+        yield GenerationChunk(
+            flight.token_ids[start:end],
+            flight.log_probs[start:end],
+            version,
+            reason,
+            top_log_probs=None if top is None else top[start:end],
+            cached_tokens=flight.cached_tokens or 0,
+        )
+
+
+def new_chunk(flight: Flight, answer: Answer, start: int) -> GenerationChunk:
+    """Return what a round that goes on has sampled after `start` tokens of its own."""
+    top = answer.top_log_probs
+    return GenerationChunk(
+        answer.token_ids[start:],
+        answer.log_probs[start:],
+        answer.version,
+        top_log_probs=None if top is None else top[start:],
+        cached_tokens=answer.cached_tokens if flight.cached_tokens is None else flight.cached_tokens,
+    )
 
 
 class Flights:

@@ -15,6 +15,7 @@ import aiohttp
 import anyio
 
 from backends.sglang.process import SGLangProcess, log_tail
+from backends.sglang.request import GRAMMAR_BACKEND
 from gym_sdk.errors import ConfigurationError, DeadlineError, TransportError
 
 __all__ = ["CPU_ARGUMENTS", "launch_sglang"]
@@ -61,7 +62,7 @@ async def launch_sglang(
     Args:
         model: folder of the model.
         python: the interpreter of an environment in which SGLang is installed.
-        arguments: further arguments of `sglang.launch_server`, e.g. `CPU_ARGUMENTS`.
+        arguments: further arguments of `sglang.launch_server`, e.g. `CPU_ARGUMENTS`; they overrule ours.
         environment: variables to add to this process's own.
         host: address to listen on.
         port: port to listen on; a free one by default.
@@ -83,7 +84,8 @@ async def launch_sglang(
         raise ConfigurationError(f"there is no model folder {model}")
     port = _free_port(host, port)
     command = [interpreter, "-m", "sglang.launch_server", "--model-path", str(model)]
-    command += ["--host", host, "--port", str(port), "--weight-version", weight_version, *arguments]
+    command += ["--host", host, "--port", str(port), "--weight-version", weight_version]
+    command += ["--grammar-backend", GRAMMAR_BACKEND, *arguments]
     folder = None if log is not None else tempfile.mkdtemp(prefix="gym-sdk-sglang-")
     file = Path(log) if log is not None else Path(str(folder), "sglang.log")
     process = SGLangProcess(

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from backends.engine import GenerationRequest, SamplingParams, check_room
-from gym_sdk.errors import ConfigurationError, PolicyError
+from backends.requests import refuse
+from gym_sdk.errors import ConfigurationError
 
-__all__ = ["check_prompt", "check_sampling", "generate_body"]
+__all__ = ["GRAMMAR_BACKEND", "check_prompt", "check_sampling", "generate_body", "reports"]
 
 _COOLEST = 1e-6
 """SGLang samples greedily below this temperature."""
 _ONLY_THE_LIKELIEST = 1e-9
+
+GRAMMAR_BACKEND = "llguidance"
+"""The one of SGLang's that reads our grammars."""
 
 
 def check_prompt(request: GenerationRequest, *, vocab_size: int, context_length: int) -> list[int]:
@@ -40,29 +44,47 @@ def _is_id(value: object, vocab_size: int) -> bool:
     return type(value) is int and 0 <= value < vocab_size
 
 
-def check_sampling(sampling: SamplingParams, *, seeded: bool) -> None:
+def check_sampling(sampling: SamplingParams, *, seeded: bool, grammar_backend: str | None) -> None:
     """Refuse what this SGLang would ignore or answer with other log-probs.
 
     Args:
         sampling: how to sample.
         seeded: whether SGLang honours seeds.
+        grammar_backend: what reads its grammars.
 
     Raises:
         PolicyError: `param` names the field.
     """
     if sampling.seed is not None and not seeded:
-        raise PolicyError(
+        raise refuse(
+            "seed",
             "seed: this SGLang ignores seeds; start it with --enable-deterministic-inference (GPUs only)",
-            code="unsupported_parameter",
-            param="seed",
         )
     if 0.0 < sampling.temperature < _COOLEST:
-        raise PolicyError(
+        raise refuse(
+            "temperature",
             f"temperature must be 0 or at least {_COOLEST:g}, not {sampling.temperature:g}: SGLang would "
             "sample greedily and report the log-probs of temperature 1",
-            code="unsupported_parameter",
-            param="temperature",
         )
+    if sampling.grammar is None:
+        return
+    if grammar_backend != GRAMMAR_BACKEND:
+        raise refuse(
+            "grammar",
+            f"this SGLang reads grammars by {grammar_backend or 'nothing'}; start it with "
+            f"--grammar-backend {GRAMMAR_BACKEND}",
+        )
+    if sampling.temperature not in (0.0, 1.0):
+        raise refuse(
+            "temperature",
+            f"with a grammar, temperature must be 0 or 1 on SGLang, not {sampling.temperature:g}: it tells "
+            "log-probs without the grammar at temperature 1 only; the embedded engine takes any temperature",
+        )
+
+
+def reports(sampling: SamplingParams) -> bool:
+    """Whether SGLang is to report the likeliest tokens as it samples: not under a grammar's mask."""
+    return sampling.top_log_probs > 0 and sampling.grammar is None
 
 
 def generate_body(
@@ -82,6 +104,7 @@ def generate_body(
         "return_logprob": True,
         # from the first prompt token on (0) they would defeat the prefix cache
         "logprob_start_len": -1,
+        "top_logprobs_num": sampling.top_log_probs if reports(sampling) else 0,
         "stream": stream,
         **({"lora_path": adapter} if adapter is not None else {}),
         "sampling_params": {
@@ -100,6 +123,7 @@ def generate_body(
             "skip_special_tokens": False,
             "no_stop_trim": True,
             **({"sampling_seed": _seed(sampling)} if seeded else {}),
+            **({"ebnf": sampling.grammar} if sampling.grammar is not None else {}),
         },
     }
 

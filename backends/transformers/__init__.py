@@ -6,7 +6,9 @@
 - `scheduler`: who runs, and what one step computes.
 - `slots`, `cache`: rows of the batch, their tokens, keys and values.
 - `attention`: attention over slots under the model's own module.
+- `draw`: what one step samples.
 - `sampling`: from logits to tokens and log-probs.
+- `masks`: which tokens grammars allow next.
 - `request`, `delivery`: a request's progress and its way back to the event loop.
 - `aside`: one-off torch work without a lasting thread pool.
 - `loading`, `weights`, `support`: models from folders, weight updates, what can be served.

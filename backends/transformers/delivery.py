@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from backends.engine import Generation, GenerationChunk
 from backends.transformers.request import Item, Output
@@ -44,25 +46,47 @@ class ResultSink(LoopSink):
 
 
 class ChunkSink(LoopSink):
-    """Receives chunks as they are sampled."""
+    """Receives chunks as they are sampled; a reader that is slow gets what has piled up as one."""
 
     streaming = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._queue: asyncio.Queue[Item] = asyncio.Queue()
+        self._piled: list[Item] = []
+        self._arrived = asyncio.Event()
 
     def put(self, item: Item) -> None:
-        """Queue the chunk."""
-        self._queue.put_nowait(item)
+        """Put the chunk on the pile."""
+        self._piled.append(item)
+        self._arrived.set()
 
     async def next(self) -> GenerationChunk:
-        """Wait for a chunk; raises what ended the request otherwise."""
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        assert isinstance(item, GenerationChunk)
-        return item
+        """Wait for tokens of one weight version; raises what ended the request otherwise."""
+        await self._arrived.wait()
+        first = self._piled[0]
+        if isinstance(first, Exception):
+            raise first
+        assert isinstance(first, GenerationChunk)
+        chunks = [first]
+        for item in islice(self._piled, 1, None):
+            if not isinstance(item, GenerationChunk) or item.weight_version != first.weight_version:
+                break
+            chunks.append(item)
+        del self._piled[: len(chunks)]
+        if not self._piled:
+            self._arrived.clear()
+        return first if len(chunks) == 1 else _merged(chunks)
+
+
+def _merged(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
+    last = chunks[-1]
+    asked = last.top_log_probs is not None
+    return replace(
+        last,
+        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        log_probs=[score for chunk in chunks for score in chunk.log_probs],
+        top_log_probs=[place for chunk in chunks for place in chunk.top_log_probs or ()] if asked else None,
+    )
 
 
 def deliver(outputs: Iterable[Output]) -> None:

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from llguidance import LLMatcher
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backends.engine import (
     EngineInfo,
@@ -21,10 +22,12 @@ from backends.engine import (
     PauseMode,
     WeightSource,
 )
+from backends.grammars import Grammars
 from backends.transformers.aside import aside
 from backends.transformers.config import EngineConfig
 from backends.transformers.delivery import ChunkSink, LoopSink, ResultSink, deliver
 from backends.transformers.loading import load_model
+from backends.transformers.masks import Masks
 from backends.transformers.request import Output, RequestState, checked_prompt
 from backends.transformers.scheduler import Scheduler
 from backends.transformers.support import check_context_length, supported_module, vocabulary
@@ -67,6 +70,7 @@ class TransformersEngine:
         model: a causal language model with standard attention.
         config: limits.
         weight_version: the label of the model's present weights.
+        tokenizer: the model's, or its folder, to read grammars by; None: requests with a grammar are refused.
 
     Raises:
         ConfigurationError: the model's architecture or context cannot be served.
@@ -78,14 +82,17 @@ class TransformersEngine:
         *,
         config: EngineConfig | None = None,
         weight_version: str = "0",
+        tokenizer: PreTrainedTokenizerBase | Path | None = None,
     ) -> None:
         self.model = model
         self.config = config or EngineConfig()
         self._context_length = check_context_length(model, self.config)
         self._vocab_size = vocabulary(model)
+        self._grammars = Grammars(tokenizer, self._vocab_size)
         self._scheduler = Scheduler(
             aside(lambda: supported_module(model)),
             self.config,
+            Masks(self._grammars, self._vocab_size),
             context_length=self._context_length,
             version=weight_version,
         )
@@ -110,7 +117,7 @@ class TransformersEngine:
         It blocks while it reads; in an event loop, call it by `asyncio.to_thread`.
 
         Args:
-            path: the folder, with `config.json` and safetensors.
+            path: the folder, with `config.json` and safetensors; its tokenizer reads grammars.
             device: None: CUDA if there is one, else the CPU.
             dtype: None: float32 on the CPU, bfloat16 on CUDA.
             config: limits.
@@ -120,8 +127,9 @@ class TransformersEngine:
             CheckpointError: there is no usable model in the folder.
             ConfigurationError: the model's architecture or context cannot be served.
         """
-        model = aside(lambda: load_model(Path(path), device=device, dtype=dtype))
-        return cls(model, config=config, weight_version=weight_version)
+        folder = Path(path)
+        model = aside(lambda: load_model(folder, device=device, dtype=dtype))
+        return cls(model, config=config, weight_version=weight_version, tokenizer=folder)
 
     @property
     def info(self) -> EngineInfo:
@@ -141,10 +149,12 @@ class TransformersEngine:
         Raises:
             ContextOverflowError: the prompt leaves no room for a token.
             ConfigurationError: an id is outside the vocabulary, or the request id is in use.
+            PolicyError: the grammar is invalid, allows no further token, or there is no tokenizer to read it.
             GymError: the engine is closed or broke.
         """
+        matcher = await self._matcher(request.sampling.grammar)
         sink = ResultSink()
-        state = self._submit(request, sink)
+        state = self._submit(request, sink, matcher)
         try:
             return await sink.future
         finally:
@@ -152,8 +162,9 @@ class TransformersEngine:
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """Generate and yield chunks as they are sampled; raises as `generate` does."""
+        matcher = await self._matcher(request.sampling.grammar)
         sink = ChunkSink()
-        state = self._submit(request, sink)
+        state = self._submit(request, sink, matcher)
         ended = False
         try:
             while not ended:
@@ -251,14 +262,17 @@ class TransformersEngine:
     ) -> None:
         await self.aclose()
 
-    def _submit(self, request: GenerationRequest, sink: LoopSink) -> RequestState:
+    async def _matcher(self, grammar: str | None) -> LLMatcher | None:
+        return None if grammar is None else await self._grammars.matcher(grammar)
+
+    def _submit(self, request: GenerationRequest, sink: LoopSink, matcher: LLMatcher | None) -> RequestState:
         prompt = checked_prompt(request, self._vocab_size, self._context_length)
         if request.request_id in self._requests:
             raise ConfigurationError(f"request id {request.request_id!r} is in use")
         limit = self._context_length
         if request.sampling.max_new_tokens is not None:
             limit = min(limit, len(prompt) + request.sampling.max_new_tokens)
-        state = RequestState(request, prompt, limit, sink)
+        state = RequestState(request, prompt, limit, sink, matcher)
         # known before it is posted: if the step thread breaks in between, it is failed with the others
         self._requests[request.request_id] = state
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from llguidance import LLMatcher
 
 from backends.engine import (
     FinishReason,
@@ -14,6 +15,7 @@ from backends.engine import (
     GenerationChunk,
     GenerationRequest,
     SamplingParams,
+    TopLogProbs,
     check_room,
 )
 from backends.transformers.sampling import mix_seed
@@ -50,11 +52,19 @@ class RequestState:
         prompt: int64, length P.
         limit: most tokens of prompt and generation together.
         key: seeds the request's uniform numbers.
+        matcher: says which tokens the request's grammar allows next; None if it has no grammar.
         row: its slot; None while it waits.
         cached_tokens: prompt tokens reused when it was first admitted; None before that.
     """
 
-    def __init__(self, request: GenerationRequest, prompt: np.ndarray, limit: int, sink: Sink) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: np.ndarray,
+        limit: int,
+        sink: Sink,
+        matcher: LLMatcher | None = None,
+    ) -> None:
         sampling = request.sampling
         self.request_id = request.request_id
         self.sampling: SamplingParams = sampling
@@ -62,10 +72,12 @@ class RequestState:
         self.limit = limit
         self.sink = sink
         self.key = mix_seed(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        self.matcher = matcher
         self.row: int | None = None
         self.cached_tokens: int | None = None
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []
+        self.top_log_probs: TopLogProbs | None = [] if sampling.top_log_probs else None
         self._versions: list[tuple[str, int]] = []
         self._sent = 0
 
@@ -74,12 +86,20 @@ class RequestState:
         """Prompt and what is generated so far, int64."""
         return np.concatenate([self.prompt, np.array(self.token_ids, dtype=np.int64)])
 
-    def append(self, token_id: int, log_prob: float, version: str) -> FinishReason | None:
+    def continues(self, token_id: int) -> bool:
+        """Take the grammar one token on; False if its matcher refuses the token, and has failed."""
+        return self.matcher is None or self.matcher.consume_token(token_id)
+
+    def append(
+        self, token_id: int, log_prob: float, version: str, top: list[tuple[int, float]] | None = None
+    ) -> FinishReason | None:
         """Record a sampled token; say whether it ends the generation."""
         if not self._versions or self._versions[-1][0] != version:
             self._versions.append((version, len(self.token_ids)))
         self.token_ids.append(token_id)
         self.log_probs.append(log_prob)
+        if self.top_log_probs is not None:
+            self.top_log_probs.append(top or [])
         if token_id in self.sampling.stop_token_ids:
             return FinishReason.STOP
         if len(self.prompt) + len(self.token_ids) >= self.limit:
@@ -93,7 +113,15 @@ class RequestState:
         """
         if self.sink.streaming:
             start, self._sent = self._sent, len(self.token_ids)
-            chunk = GenerationChunk(self.token_ids[start:], self.log_probs[start:], version, finish_reason)
+            top = self.top_log_probs
+            chunk = GenerationChunk(
+                self.token_ids[start:],
+                self.log_probs[start:],
+                version,
+                finish_reason,
+                top_log_probs=None if top is None else top[start:],
+                cached_tokens=self.cached_tokens or 0,
+            )
             return Output(self.sink, chunk)
         if finish_reason is None:
             return None
@@ -104,7 +132,14 @@ class RequestState:
         )
         return Output(
             self.sink,
-            Generation(self.token_ids, self.log_probs, finish_reason, spans, self.cached_tokens or 0),
+            Generation(
+                self.token_ids,
+                self.log_probs,
+                finish_reason,
+                spans,
+                self.cached_tokens or 0,
+                self.top_log_probs,
+            ),
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["mix_seed", "sample", "uniforms"]
+__all__ = ["Mask", "likeliest", "mix_seed", "sample", "uniforms"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,6 +42,19 @@ def uniforms(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(16)).astype(np.float64) * 2.0**-48
 
 
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which tokens some of the rows may sample.
+
+    Attributes:
+        rows: int64 `[M]`, which rows.
+        allowed: bool `[M, vocab]`.
+    """
+
+    rows: np.ndarray
+    allowed: Tensor
+
+
 def sample(
     logits: Tensor,
     uniform: Tensor,
@@ -47,6 +62,7 @@ def sample(
     temperature: np.ndarray,
     top_k: np.ndarray,
     top_p: np.ndarray,
+    mask: Mask | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one token for each row by inverting its cumulative distribution.
 
@@ -58,11 +74,55 @@ def sample(
         temperature: `[rows]`; 0 is greedy.
         top_k: `[rows]`; 0 is off.
         top_p: `[rows]`, in (0, 1]. The nucleus is taken of what top-k leaves, renormalised.
+        mask: takes tokens away before top-k and top-p do.
 
     Returns:
-        Token ids and their natural-log probabilities at the row's temperature (1 if greedy) before top-k
-        and top-p, both `[rows]`.
+        Token ids and their natural-log probabilities at the row's temperature (1 if greedy) before the mask,
+        top-k and top-p, both `[rows]`. Where the mask leaves nothing that could be sampled, the token means
+        nothing and its log-prob is -inf.
     """
+    greedy = temperature == 0.0
+    log_probs = choices = _log_probs(logits, temperature)
+    if mask is not None:
+        rows = torch.from_numpy(mask.rows).to(logits.device)
+        left = logits[rows].masked_fill(~mask.allowed, -torch.inf)
+        # scored anew, since probabilities outside the mask may be all that float32 can tell from 0
+        choices = log_probs.index_copy(0, rows, _log_probs(left, temperature[mask.rows]))
+    if greedy.all():
+        tokens = choices.argmax(-1)
+    else:
+        tokens = _invert(choices, uniform, top_k, top_p)
+        if greedy.any():
+            chosen = torch.from_numpy(greedy).to(logits.device)
+            tokens = torch.where(chosen, choices.argmax(-1), tokens)
+    scores = _of(log_probs, tokens)
+    if mask is not None:
+        nothing = ~_of(choices, tokens).isfinite() & ~scores.isnan()
+        scores = scores.masked_fill(nothing, -torch.inf)
+    return tokens, scores
+
+
+def likeliest(logits: Tensor, temperature: np.ndarray, most: int) -> tuple[Tensor, Tensor]:
+    """Find the likeliest tokens of each row, likeliest first.
+
+    Args:
+        logits: `[rows, vocab]`, any float type.
+        temperature: `[rows]`; 0 is greedy.
+        most: how many; fewer if the vocabulary has fewer.
+
+    Returns:
+        Their ids and their natural-log probabilities as `sample` reports them, both `[rows, most]`.
+    """
+    values, tokens = _log_probs(logits, temperature).topk(min(most, logits.shape[-1]), dim=-1)
+    return tokens, values
+
+
+def _of(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(-1, tokens[:, None])[:, 0]
+
+
+def _log_probs(logits: Tensor, temperature: np.ndarray) -> Tensor:
+    """Score all tokens at each row's temperature, 1 if that is 0."""
     logits = logits.float()
     greedy = temperature == 0.0
     scaled = (temperature != 1.0) & ~greedy
@@ -71,15 +131,7 @@ def sample(
         # the largest becomes 0 first: a tiny temperature then gives -inf for the others, never NaN
         shifted = logits - logits.amax(-1, keepdim=True)
         logits = (shifted.double() / divisor[:, None]).float()
-    log_probs = logits.log_softmax(-1)
-    if greedy.all():
-        tokens = log_probs.argmax(-1)
-    else:
-        tokens = _invert(log_probs, uniform, top_k, top_p)
-        if greedy.any():
-            chosen = torch.from_numpy(greedy).to(logits.device)
-            tokens = torch.where(chosen, log_probs.argmax(-1), tokens)
-    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+    return logits.log_softmax(-1)
 
 
 def _invert(log_probs: Tensor, uniform: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:

@@ -13,8 +13,9 @@ from backends.engine import FinishReason, PauseMode
 from backends.transformers.attention import Segment, StepBatch
 from backends.transformers.cache import SlotCache
 from backends.transformers.config import EngineConfig
+from backends.transformers.draw import draw, failure
+from backends.transformers.masks import Masks
 from backends.transformers.request import Output, RequestState
-from backends.transformers.sampling import sample, uniforms
 from backends.transformers.slots import Match, SlotTable
 from gym_sdk.errors import GymError
 
@@ -35,15 +36,23 @@ class Scheduler:
     Args:
         module: from `slot_module`.
         config: sizes and limits.
+        masks: says what the grammars of requests allow.
         context_length: most tokens in a row.
         version: the label of the module's weights.
     """
 
     def __init__(
-        self, module: PreTrainedModel, config: EngineConfig, *, context_length: int, version: str
+        self,
+        module: PreTrainedModel,
+        config: EngineConfig,
+        masks: Masks,
+        *,
+        context_length: int,
+        version: str,
     ) -> None:
         self.module = module
         self.config = config
+        self.masks = masks
         self.context_length = context_length
         self.version = version
         self.waiting: deque[RequestState] = deque()
@@ -126,27 +135,20 @@ class Scheduler:
 
     def _sample(self, logits: torch.Tensor, decoding: int) -> list[Output]:
         table, ready = self._table, slice(0, decoding)
-        uniform = torch.from_numpy(uniforms(table.key[ready], table.sampled[ready])).to(self.device)
-        sampled, log_probs = sample(
-            logits,
-            uniform,
-            temperature=table.temperature[ready],
-            top_k=table.top_k[ready],
-            top_p=table.top_p[ready],
-        )
-        new = sampled.cpu()
-        table.tokens[np.arange(decoding), table.known[ready]] = new.numpy()
+        drawn = draw(logits, table, self.masks)
+        table.tokens[np.arange(decoding), table.known[ready]] = drawn.tokens.numpy()
         table.known[ready] += 1
         table.sampled[ready] += 1
         outputs: list[Output] = []
         version = self.version
-        owners = table.owners[ready]
-        for state, token_id, log_prob in zip(owners, new.tolist(), log_probs.tolist(), strict=True):
+        # a request that ends leaves the table: the owners are those of before
+        rows = zip(table.owners[ready], drawn.tokens.tolist(), drawn.log_probs, strict=True)
+        for row, (state, token_id, log_prob) in enumerate(rows):
             assert state is not None
-            if math.isnan(log_prob):
-                outputs += self._fail(state)
+            if not math.isfinite(log_prob) or not state.continues(token_id):
+                outputs += self._fail(state, failure(state, log_prob, version))
                 continue
-            reason = state.append(token_id, log_prob, version)
+            reason = state.append(token_id, log_prob, version, drawn.top_log_probs.get(row))
             if reason is not None:
                 outputs += self._finish(state, reason)
             elif state.sink.streaming:
@@ -259,10 +261,9 @@ class Scheduler:
         self._leave(state, retain=self.config.prefix_reuse)
         return _listed(state.output(self.version, reason))
 
-    def _fail(self, state: RequestState) -> list[Output]:
+    def _fail(self, state: RequestState, error: GymError) -> list[Output]:
         self._leave(state, retain=False)
-        message = f"request {state.request_id!r}: the weights of version {self.version!r} give NaN log-probs"
-        return [Output(state.sink, GymError(message))]
+        return [Output(state.sink, error)]
 
     def _leave(self, state: RequestState, *, retain: bool) -> None:
         del self.running[state.request_id]

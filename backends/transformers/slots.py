@@ -11,7 +11,10 @@ from backends.transformers.request import RequestState
 
 __all__ = ["Match", "SlotTable"]
 
-_FIELDS = ("tokens", "known", "valid", "owned", "stamp", "key", "sampled", "temperature", "top_k", "top_p")
+_FIELDS = (
+    *("tokens", "known", "valid", "owned", "stamp", "key", "sampled"),
+    *("temperature", "top_k", "top_p", "constrained", "reported"),
+)
 
 # Below this many tokens, computing is cheaper than copying or waiting.
 _LEAST_REUSE = 16
@@ -49,6 +52,8 @@ class SlotTable:
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: in (0, 1].
+        constrained: whether a grammar says what the row's request may sample.
+        reported: how many of the likeliest tokens the row's request wants to know.
     """
 
     def __init__(self, cache: SlotCache) -> None:
@@ -69,6 +74,8 @@ class SlotTable:
         self.temperature = np.zeros(0, np.float64)
         self.top_k = np.zeros(0, np.int64)
         self.top_p = np.zeros(0, np.float64)
+        self.constrained = np.zeros(0, bool)
+        self.reported = np.zeros(0, np.int64)
         self.owners: list[RequestState | None] = []
         self._clock = 0
 
@@ -130,6 +137,8 @@ class SlotTable:
         self.temperature[row] = state.sampling.temperature
         self.top_k[row] = state.sampling.top_k
         self.top_p[row] = state.sampling.top_p
+        self.constrained[row] = state.matcher is not None
+        self.reported[row] = state.sampling.top_log_probs
         self.owners[row] = state
         state.row = row
 

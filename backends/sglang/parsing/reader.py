@@ -6,12 +6,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import Any
 
 from pydantic_core import to_json
 
 from backends.reading import RendererReader
 from backends.rendering import ParsedOutput, Renderer
-from backends.rendering.parsing import SGLANG, Decoder
+from backends.rendering.parsing import SGLANG
 from backends.rendering.renderer import Bridge, Conversation, Rendered
 from backends.sglang.facts import Facts
 from backends.sglang.parsing.marks import REASONING_PARSERS, TOOL_PARSERS
@@ -195,7 +196,7 @@ class _Prover:
         self._known = known
 
     @property
-    def tokenizer(self) -> Decoder:
+    def tokenizer(self) -> Any:
         return self._renderer.tokenizer
 
     @property
