@@ -22,7 +22,7 @@ def demand_of(request: ResponseRequest, tool_use: ToolUse, *, strict: bool) -> D
             raise invalid("text.format.schema", "is missing")
         schema = ANY_OBJECT if form.type == "json_object" else form.schema_
     held = strict and any(tool.strict for tool in tool_use.offered)
-    if tool_use.demanded is None and schema is None and not held:
+    if tool_use.demanded is None and schema is None and not held and not tool_use.forbidden:
         return None
     if tool_use.demanded is not None:
         # a schema is for answers, and there will be none

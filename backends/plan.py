@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from backends.constraints import Constraints
+from backends.constraints import Constraints, Demand
 from backends.demands import demand_of
 from backends.engine import Engine, GenerationRequest, SamplingParams
 from backends.history import Past, lost_response, read_history
@@ -42,6 +43,7 @@ class Plan:
         engine_request: what the engine is asked for.
         stop_watch: looks for stop strings, if there are any.
         watches: everything that may end the generation early.
+        grammar_param: the field that asks for the grammar, if there is one.
     """
 
     request: ResponseRequest
@@ -51,6 +53,22 @@ class Plan:
     engine_request: GenerationRequest
     stop_watch: StopWatch | None
     watches: Sequence[Watch]
+    grammar_param: str | None = None
+
+    @contextmanager
+    def worded(self) -> Iterator[None]:
+        """Have errors of the grammar name the field that asked for it."""
+        try:
+            yield
+        except PolicyError as error:
+            if error.param != "grammar" or self.grammar_param is None:
+                raise
+            raise PolicyError(
+                f"{self.grammar_param}: {error}",
+                status=error.status,
+                code=error.code,
+                param=self.grammar_param,
+            ) from error
 
 
 class Planner:
@@ -128,14 +146,16 @@ class Planner:
         watches: list[Watch] = [] if stop_watch is None else [stop_watch]
         if tool_use.max_calls is not None and tool_use.offered:
             watches.append(CallWatch(self._reader, prompt.token_ids, conversation.tools, tool_use.max_calls))
-        sampling = sampling_params(
-            request,
-            stop_token_ids=self._renderer.stop_token_ids,
-            grammar=await self._grammar(request, conversation, tool_use, prompt.token_ids),
-        )
+        demand = None if counts else self._demand(request, tool_use)
+        grammar: str | None = None
+        if demand is not None and self._constraints is not None:
+            make = self._constraints.grammar
+            grammar = await asyncio.to_thread(make, conversation, prompt.token_ids, demand)
+        sampling = sampling_params(request, stop_token_ids=self._renderer.stop_token_ids, grammar=grammar)
         affinity = request.prompt_cache_key or prompt.affinity
         engine_request = GenerationRequest(new_id("gen"), prompt.token_ids, sampling, affinity)
-        return Plan(request, conversation, tool_use, prompt, engine_request, stop_watch, watches)
+        param = None if demand is None else demand.param
+        return Plan(request, conversation, tool_use, prompt, engine_request, stop_watch, watches, param)
 
     def _prompt(self, conversation: Conversation, renderer: Renderer, past: Past) -> Prompt:
         return next_prompt(conversation, renderer, self._memory, scope=past.scope, thinking=self._thinking)
@@ -189,17 +209,16 @@ class Planner:
                 return shorter
         raise _overflow(len(renderer.render(conversation).token_ids), length)
 
-    async def _grammar(
-        self, request: ResponseRequest, conversation: Conversation, tool_use: ToolUse, prompt: Sequence[int]
-    ) -> str | None:
-        """Return what the generation must spell; None if it is free."""
+    def _demand(self, request: ResponseRequest, tool_use: ToolUse) -> Demand | None:
+        """Return what the generation is held to; None if it is free."""
         demand = demand_of(request, tool_use, strict=self._strict_tools)
         if demand is None:
             return None
         if self._constraints is None:
-            param = "text.format" if demand.schema is not None else demand.calls_param
-            raise refuse(param, "this model's format can't be constrained here: it has no chat template")
-        return await asyncio.to_thread(self._constraints.grammar, conversation, prompt, demand)
+            raise refuse(demand.param, "this model's format can't be constrained: it has no chat template")
+        if demand.is_free_text and not self._constraints.marks_calls:
+            return None
+        return demand
 
 
 def sampling_params(

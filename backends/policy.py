@@ -27,7 +27,7 @@ from backends.plan import Plan, Planner
 from backends.prefix import Prompt, Step, Thinking
 from backends.reading import OutputReader, RendererReader
 from backends.rendering import ParsedOutput, Renderer
-from backends.requests import wants_log_probs, wants_sealed_reasoning
+from backends.requests import refuse, wants_log_probs, wants_sealed_reasoning
 from backends.sampled import Sampled, sample
 from backends.sealed import seal
 from backends.snapshots import Pacer, Snapshot, StableIds
@@ -124,13 +124,12 @@ class Policy:
             ContextOverflowError: the prompt leaves no room for a token.
             GymError: the engine failed, or what reads generations.
         """
+        if request.background:
+            raise refuse("background", "this answers whoever waits; the background is the server's")
         past = Past(self._memory, history, scope=scope)
         plan = await self._planner.plan(request, past, inherit=inherit)
-        if not plan.watches:
-            generation = await self.engine.generate(plan.engine_request)
-        else:
-            async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
-                generation = [sampled async for sampled in steps][-1].generation()
+        with plan.worded():
+            generation = await self._generation(plan)
         response = begun(request, model=self.name, response_id=response_id)
         return await self._finish(plan, response, generation, StableIds())
 
@@ -154,7 +153,7 @@ class Policy:
         response = begun(request, model=self.name, response_id=response_id)
         yield Snapshot(response)
         ids = StableIds()
-        with self._pacer.stream() as pace:
+        with plan.worded(), self._pacer.stream() as pace:
             async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
                 async for sampled in steps:
                     if sampled.finish_reason is None and pace.is_due:
@@ -229,6 +228,13 @@ class Policy:
                 "or a folder (FolderSync)"
             )
         return self.engine
+
+    async def _generation(self, plan: Plan) -> Generation:
+        """Sample to the end, or to where a watch ends it."""
+        if not plan.watches:
+            return await self.engine.generate(plan.engine_request)
+        async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
+            return [sampled async for sampled in steps][-1].generation()
 
     async def _look(self, plan: Plan, response: Response, sampled: Sampled, ids: StableIds) -> Snapshot:
         """Return what is certain of a response so far."""

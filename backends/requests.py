@@ -80,8 +80,6 @@ def check_supported(request: ResponseRequest) -> None:
     """
     if request.stream:
         raise refuse("stream", "`Policy.stream` makes the stream; `respond` answers in one piece")
-    if request.background:
-        raise refuse("background", "a policy answers whoever waits; the background is its server's")
     for index, name in enumerate(request.include or ()):
         if name not in _INCLUDED:
             raise invalid(f"include[{index}]", f"must be one of {', '.join(sorted(_INCLUDED))}, not {name!r}")

@@ -52,12 +52,14 @@ class ToolUse:
         custom: the names of those that stand for custom tools.
         demanded: names of which at least one must be called; None: the policy is free to call.
         max_calls: how many calls the generation may make; None: any number.
+        forbidden: whether there are tools, and the policy must not call any.
     """
 
     offered: Sequence[FunctionTool] = ()
     custom: frozenset[str] = frozenset()
     demanded: frozenset[str] | None = None
     max_calls: int | None = None
+    forbidden: bool = False
 
     @classmethod
     def of(cls, request: ResponseRequest, tools: Sequence[Tool] | None = None) -> ToolUse:
@@ -89,7 +91,7 @@ class ToolUse:
         if choice in (None, "auto"):
             return cls(functions, custom, None, min(limits, default=None))
         if choice == "none":
-            return cls()
+            return cls(forbidden=bool(functions))
         if choice == "required":
             if not functions:
                 raise invalid("tool_choice", "is `required`, and there are no tools")
@@ -114,7 +116,7 @@ class ToolUse:
             _named(entry, f"tool_choice.tools[{index}]", names) for index, entry in enumerate(entries)
         )
         if mode == "none":
-            return cls()
+            return cls(forbidden=True)
         limit = min(limits, default=None)
         if mode == "required":
             return cls(functions, custom, allowed, limit)

@@ -12,6 +12,8 @@ from backends.constraints.alphabet import Alphabet
 from backends.constraints.checking import Checker
 from backends.constraints.demand import Demand
 from backends.constraints.dialect import Dialect
+from backends.rendering.parsing.markup import MarkupParser
+from backends.rendering.parsing.messages import MessagesParser
 from backends.rendering.renderer import Conversation
 from backends.rendering.template import TemplateRenderer
 from backends.requests import refuse
@@ -46,6 +48,13 @@ class Constraints:
         self._grammars: OrderedDict[tuple[str, ...], str] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def marks_calls(self) -> bool:
+        """Whether calls have marks of their own; otherwise nothing keeps a text from reading as a call."""
+        parser = self._renderer.parser
+        marked = isinstance(parser, MarkupParser) and bool(parser.blocks)
+        return marked or isinstance(parser, MessagesParser)
+
     def grammar(self, conversation: Conversation, prompt_token_ids: Sequence[int], demand: Demand) -> str:
         """Return a Lark grammar, in llguidance's dialect, of all generations that meet a demand.
 
@@ -56,10 +65,7 @@ class Constraints:
 
         Raises:
             PolicyError: a schema is not valid, or this model's format cannot be held to the demand.
-            ValueError: nothing is demanded.
         """
-        if demand.calls == "none" and demand.schema is None:
-            raise ValueError("this demands nothing of the generation")
         try:
             settings = json.dumps(self._renderer.settings(conversation), sort_keys=True)
             tools = json.dumps([[tool.name, tool.parameters] for tool in conversation.tools])

@@ -16,9 +16,9 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 class Demand:
     """What a generation has to be; thinking before it stays free.
 
-    `none` with a schema: an answer that matches. `auto` with a schema: that, or calls. `auto` without one:
-    free text, which may go over into calls; whatever is called, the arguments match. `required`: calls and
-    nothing else. `none` without a schema demands nothing, and no grammar is made for that.
+    `none` with a schema: an answer that matches; without one: free text, and no call. `auto` with a schema:
+    an answer that matches, or calls; without one: free text, which may go over into calls; whatever is
+    called, the arguments match. `required`: calls and nothing else.
 
     Attributes:
         calls: whether functions may or must be called.
@@ -35,6 +35,16 @@ class Demand:
     schema: Mapping[str, Any] | None = None
     calls_param: str = "tool_choice"
     schema_param: str = "text.format.schema"
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether all that is asked for is that nothing is called."""
+        return self.calls == "none" and self.schema is None
+
+    @property
+    def param(self) -> str:
+        """The request's field that asks for it."""
+        return self.calls_param if self.schema is None else self.schema_param.removesuffix(".schema")
 
     def __post_init__(self) -> None:
         if self.max_calls is not None and self.max_calls < 1:

@@ -68,7 +68,7 @@ class Dialect:
         """
         grammar = Grammar(self._spelled)
         thinking = self.thinking.before(state, self._answers, lambda mark: self._until(grammar, mark))
-        if demand.calls == "auto" and demand.schema is None:
+        if demand.schema is None and demand.calls != "required":
             ways = self._free(grammar, tools, demand)
         else:
             ways = [] if demand.calls == "none" else [self._calls(grammar, tools, demand)]
@@ -116,12 +116,16 @@ class Dialect:
         return layout
 
     def _free(self, grammar: Grammar, tools: Sequence[FunctionTool], demand: Demand) -> list[str]:
-        """Return expressions for free text, and for what begins as such and goes over into calls."""
+        """Return expressions for free text, and, if it may call, for what goes over from that into calls."""
+        stop = token(*self._renderer.stop_token_ids)
         if self._in_messages:
             if self._answers is None:
                 raise refuse(demand.calls_param, _UNKNOWN_ANSWERS)
             before, after = self._around(self._answers)
-            return [f"{before} TEXT {after}", self._calls(grammar, tools, demand)]
+            text = f"{before} TEXT {after}"
+            return [text] if demand.calls == "none" else [text, self._calls(grammar, tools, demand)]
+        if demand.calls == "none":
+            return [f"TEXT {stop}"]
         opener = self._opener(self._calls_layout(demand))
         if opener is None:
             raise refuse(
@@ -129,7 +133,6 @@ class Dialect:
                 "this model's calls have no mark of their own, and cannot be told from text: "
                 "strict functions need `required` or a named function here",
             )
-        stop = token(*self._renderer.stop_token_ids)
         calls = self._calls(grammar, tools, demand, begun=opener)
         return [f"TEXT {stop}", f"{self._until(grammar, opener)} {calls}"]
 

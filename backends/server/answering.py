@@ -117,8 +117,6 @@ async def _in_background(exchange: Exchange) -> web.StreamResponse:
 
     try:
         await exchange.accepted()
-        for response in exchange.calls.begun:
-            response.background = True
         queued = exchange.calls.begun[0].model_copy(update={"status": "queued"})
         run = await http.app[RUNS].start(exchange.stored(queued), work, streamed=asked.events is not None)
     except BaseException:

@@ -292,8 +292,6 @@ def test_errors_name_the_fields_of_the_request() -> None:
     with pytest.raises(PolicyError, match="Invalid type: strin") as caught:
         grammar_of("tiny", Conversation([USER]), demand)
     assert caught.value.param == "response_format.json_schema.schema"
-    with pytest.raises(ValueError, match="demands nothing"):
-        grammar_of("tiny", Conversation([USER]), Demand())
     with pytest.raises(ValueError, match="one or more"):
         Demand("required", max_calls=0)
 
@@ -344,3 +342,17 @@ async def test_an_untrained_policy_calls_as_it_has_to(untrained_policy: Path) ->
                     empty = {"type": "object", "maxProperties": 0}
                     schema = parameters if call.name == "measure" else empty
                     jsonschema.validate(json.loads(call.arguments), schema)
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen3", "gptoss", "glm4moe"])
+def test_text_without_calls_is_free(name: str) -> None:
+    conversation = with_tool({"type": "object", "properties": {"a": {"type": "integer"}}})
+    renderer, prompt, grammar = grammar_of(name, conversation, Demand())
+    speech = Speech(renderer)
+    said = speech.say(conversation, prompt, Turn("It is <b>4</b>, {} and [f()]."))
+    assert accepts(renderer, grammar, said)
+    called = speech.say(conversation, prompt, Turn("", calls=[("f", {"a": 1})]))
+    assert not accepts(renderer, grammar, called)
+    for seed in range(10):
+        parsed = renderer.parse(walk(renderer, grammar, seed), prompt=prompt, tools=conversation.tools)
+        assert not any(isinstance(item, FunctionCall) for item in parsed.items)

@@ -54,7 +54,7 @@ class ResponsesSurface:
         request.store = request.store is not False
         if background and not request.store:
             raise refuse("background", "what runs in the background is found by its id: `store` must be true")
-        request.stream = request.background = None
+        request.stream = None
         return Asked(
             [request],
             lambda responses: responses[0].in_form(form),
