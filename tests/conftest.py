@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("conformance.judge", "conformance.responses", "conformance.surfaces")
+
 
 @pytest.fixture(scope="session")
 def untrained_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from backends.loading import PolicyConfig
-from conformance.responses import CHECKS, Check, Server
+from conformance import responses, surfaces
+from conformance.responses import Check, Server
 from conformance.serving import served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,6 +23,11 @@ async def server(tiny_policy: Path) -> AsyncIterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", responses.CHECKS, ids=lambda check: check.__name__)
 async def test_responses(server: Server, check: Check) -> None:
+    await check(server)
+
+
+@pytest.mark.parametrize("check", surfaces.CHECKS, ids=lambda check: check.__name__)
+async def test_other_surfaces(server: Server, check: Check) -> None:
     await check(server)
