@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.constraints import Constraints, Demand
 from backends.demands import demand_of
-from backends.engine import Engine, GenerationRequest, SamplingParams
+from backends.engine import Engine, Generation, GenerationRequest, SamplingParams
 from backends.history import Past, lost_response, read_history
 from backends.ids import new_id
 from backends.memory import CallMemory
@@ -54,6 +54,10 @@ class Plan:
     stop_watch: StopWatch | None
     watches: Sequence[Watch]
     grammar_param: str | None = None
+
+    def stop_of(self, generation: Generation) -> str | None:
+        """Return the stop string that ended a generation, if one did."""
+        return None if self.stop_watch is None else self.stop_watch.stop_of(len(generation.token_ids))
 
     @contextmanager
     def worded(self) -> Iterator[None]:

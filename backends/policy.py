@@ -31,6 +31,7 @@ from backends.requests import refuse, wants_log_probs, wants_sealed_reasoning
 from backends.sampled import Sampled, sample
 from backends.sealed import seal
 from backends.snapshots import Pacer, Snapshot, StableIds
+from backends.watches import trimmed
 from gym_sdk.errors import ConfigurationError
 from gym_sdk.schema import Item, Reasoning, Response, ResponseRequest
 from gym_sdk.tokens import CallTokens
@@ -258,8 +259,9 @@ class Policy:
             generation.token_ids, prompt=prompt.token_ids, tools=conversation.tools
         )
         items = ids.apply(parsed.items)
-        if plan.stop_watch is not None:
-            items = [*items[:-1], plan.stop_watch.trimmed(items[-1])]
+        stop = plan.stop_of(generation)
+        if stop is not None:
+            items = [*items[:-1], trimmed(items[-1], stop)]
         tokens = prompt.tokens_of(generation.token_ids, generation.log_probs, generation.weight_versions)
         output = self._presented(
             plan, items, generation.token_ids, generation.log_probs, generation.top_log_probs or ()
@@ -282,8 +284,8 @@ class Policy:
             response.fork = prompt.fork
         if parsed.unparsed_calls:
             response.unparsed_calls = parsed.unparsed_calls
-        if plan.stop_watch is not None and plan.stop_watch.stop is not None:
-            response.stop_sequence = plan.stop_watch.stop
+        if stop is not None:
+            response.stop_sequence = stop
         return response
 
     async def _ends_open(self, plan: Plan, generation: Generation, count: int) -> bool:

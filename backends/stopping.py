@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import AnyStr
 
 from backends.rendering.token_text import TokenText
 from gym_sdk.errors import PolicyError
@@ -71,6 +72,11 @@ class StopStrings:
         self._tail = text[max(0, len(text) - self._longest + 1) :]
         return None
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes at the end of what was fed may begin a stop string."""
+        return max((_overlap(self._tail, data) for data, _ in self._stops), default=0)
+
     def held(self, text: str) -> int:
         """Return how many characters at a text's end may begin a stop string."""
         return max((_overlap(text, stop) for _, stop in self._stops), default=0)
@@ -90,7 +96,7 @@ def _tokens_until(size: int, pieces: Sequence[bytes]) -> int:
     return count
 
 
-def _overlap(text: str, stop: str) -> int:
+def _overlap(text: AnyStr, stop: AnyStr) -> int:
     """Return the length of the longest end of a text that is a beginning of `stop`, but not all of it."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

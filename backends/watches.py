@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from backends.reading import OutputReader
 from backends.rendering.token_text import TokenText
 from backends.sampled import Sampled
-from backends.stopping import StopStrings, trim
+from backends.stopping import Match, StopStrings, trim
 from gym_sdk.schema import FunctionCall, FunctionTool, Item, Message, OutputText, Reasoning, TextPart
 
-__all__ = ["CallWatch", "StopWatch"]
+__all__ = ["CallWatch", "StopWatch", "trimmed"]
 
 
 class StopWatch:
@@ -23,30 +23,30 @@ class StopWatch:
 
     def __init__(self, stops: Sequence[str], token_text: TokenText) -> None:
         self._strings = StopStrings(stops, token_text)
-        self.stop: str | None = None
-        """The string that was found."""
+        self.match: Match | None = None
+        """Where a string was found."""
         self._seen = 0
+
+    def stop_of(self, size: int) -> str | None:
+        """Return the stop string that ended a generation of so many tokens, unless something else did."""
+        return self.match.stop if self.match is not None and self.match.tokens == size else None
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes at the end of what was sampled may begin a stop string."""
+        return self._strings.held_bytes
 
     async def end(self, sampled: Sampled) -> int | None:
         """Return the place after the stop string."""
         new, self._seen = sampled.token_ids[self._seen :], len(sampled.token_ids)
-        match = self._strings.feed(new)
-        if match is None:
-            return None
-        self.stop = match.stop
-        return match.tokens
+        self.match = self._strings.feed(new)
+        return None if self.match is None else self.match.tokens
 
     def certain(self, item: Item) -> Item:
         """Return an open item without the end of its text, if that may be the beginning of a stop string."""
         if not isinstance(item, Message | Reasoning):
             return item
         return _shortened(item, self._strings.held(item.text))
-
-    def trimmed(self, item: Item) -> Item:
-        """Return the last item of a generation that a stop string has ended, without the stop string."""
-        if self.stop is None or not isinstance(item, Message | Reasoning):
-            return item
-        return _shortened(item, len(item.text) - len(trim(item.text, self.stop)))
 
 
 class CallWatch:
@@ -98,6 +98,13 @@ class CallWatch:
     async def _calls(self, ids: Sequence[int], *, partial: bool) -> int:
         parsed = await self._reader.read(ids, prompt=self._prompt, tools=self._tools, partial=partial)
         return sum(isinstance(item, FunctionCall) for item in parsed.items)
+
+
+def trimmed(item: Item, stop: str) -> Item:
+    """Return the last item of a generation that a stop string has ended, without the stop string."""
+    if not isinstance(item, Message | Reasoning):
+        return item
+    return _shortened(item, len(item.text) - len(trim(item.text, stop)))
 
 
 def _shortened(item: Message | Reasoning, by: int) -> Item:

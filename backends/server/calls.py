@@ -113,7 +113,9 @@ class Calls:
         if running:
             await asyncio.wait(running)
 
-    def _wake(self, _task: asyncio.Task[Response]) -> None:
+    def _wake(self, task: asyncio.Task[Response]) -> None:
+        if not task.cancelled():
+            task.exception()  # where several choices fail, one is told, and asyncio would log the others
         self._news.set()
 
     async def _stream(self, choice: int, request: Any) -> Response:

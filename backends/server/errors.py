@@ -213,4 +213,16 @@ def _routed(request: web.Request, problem: Problem) -> Problem:
     """Say which route there is not: aiohttp's own errors don't."""
     if request.match_info.http_exception is None:
         return problem
-    return replace(problem, message=f"{problem.message}: {request.method} {request.path}", code="unknown_url")
+    message = f"{problem.message}: {request.method} {request.path}"
+    for path, why in _NOT_HERE.items():
+        if request.path.endswith(path):
+            return replace(problem, status=404, message=f"{message}: {why}", code="unknown_url", headers={})
+    return replace(problem, message=message, code="unknown_url")
+
+
+_NOT_HERE = {
+    "/responses/compact": "histories are not compacted here; send a shorter one, or `truncation: auto`",
+    "/conversations": "there are no conversations here; continue a response by `previous_response_id`",
+    "/embeddings": "a policy generates; it embeds nothing",
+}
+"""Routes of OpenAI's API that clients look for, and what to do instead."""

@@ -11,7 +11,7 @@ from aiohttp import web
 from backends.server.errors import Problem
 from backends.server.exchange import Exchange
 from backends.server.operation import deadline_of
-from backends.server.sse import KEEP_ALIVE, event_stream
+from backends.server.sse import event_stream
 from backends.server.state import Run
 from backends.server.surfaces import Events
 
@@ -66,7 +66,10 @@ async def _write(answer: web.StreamResponse, exchange: Exchange, events: Events)
     try:
         async with aclosing(_pieces(exchange, events)) as pieces:
             async for piece in pieces:
-                await answer.write(piece or KEEP_ALIVE)
+                if piece is None:
+                    await answer.write(events.keep_alive)
+                elif piece:
+                    await answer.write(piece)
     except ConnectionError:
         raise
     except asyncio.CancelledError:
@@ -78,17 +81,19 @@ async def _write(answer: web.StreamResponse, exchange: Exchange, events: Events)
         await answer.write(events.failure(exchange.failed(error)))
 
 
-async def _pieces(exchange: Exchange, events: Events | None) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of a stream as there is news, and none at all when there was no news for a while."""
-    yield b"" if events is None else events.opening(exchange.calls.begun)
+async def _pieces(exchange: Exchange, events: Events | None) -> AsyncGenerator[bytes | None, None]:
+    """Yield the bytes of a stream as there is news, maybe none; None where there was no news for a while."""
+    piece = b"" if events is None else events.opening(exchange.calls.begun)
     news = sorted(exchange.newest.items())
     while True:
         for choice, snapshot in news:
             if snapshot.done:
                 await exchange.ended(choice, snapshot.response)
-        yield b"" if events is None else b"".join(events.progress(*new) for new in news)
+        if events is not None:
+            piece += b"".join(events.progress(*new) for new in news)
         if exchange.is_done:
             break
+        yield piece if news else None
+        piece = b""
         news = await exchange.look()
-    if events is not None:
-        yield events.closing()
+    yield piece if events is None else piece + events.closing()

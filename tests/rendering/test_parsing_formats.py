@@ -1,6 +1,5 @@
 """What each format's parser makes of a generation, with markup as tokens and spelled out."""
 
-# ruff: noqa: RUF001 - DeepSeek spells its tokens with full-width bars
 from __future__ import annotations
 
 import json
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.characters import EOS, CharacterTokens
-from support.generations import CASES
+from support.generations import CASES, short
 from support.markup import MARKS, THINK
 from support.parsed import shown
 
@@ -34,37 +33,6 @@ TOOLS = [
         },
     )
 ]
-
-
-def short(text: str) -> str:
-    """Spell out abbreviated markup: DeepSeek's and Kimi's is long."""
-    for brief, mark in {
-        "«D": "<｜tool▁calls▁begin｜>",
-        "D»": "<｜tool▁calls▁end｜>",
-        "«d": "<｜tool▁call▁begin｜>",
-        "d»": "<｜tool▁call▁end｜>",
-        "|sep|": "<｜tool▁sep｜>",
-        "«K": "<|tool_calls_section_begin|>",
-        "K»": "<|tool_calls_section_end|>",
-        "«k": "<|tool_call_begin|>",
-        "k»": "<|tool_call_end|>",
-        "|arg|": "<|tool_call_argument_begin|>",
-        "«P": "<|tool_call_start|>",
-        "P»": "<|tool_call_end|>",
-        "«G": "<|tool_call>call:",
-        "G»": "<tool_call|>",
-        "«A": "<atem:function_calls>",
-        "A»": "</atem:function_calls>",
-        "«M": "<minimax:tool_call>",
-        "M»": "</minimax:tool_call>",
-        "<p:": "<atem:parameter name=",
-        "</p:": "</atem:parameter",
-        "<i:": "<atem:invoke name=",
-        "</i:": "</atem:invoke",
-        "~": '<|"|>',
-    }.items():
-        text = text.replace(brief, mark)
-    return text
 
 
 def run(name: str, text: str, *, special: bool = True, stop: bool = True) -> ParsedOutput:

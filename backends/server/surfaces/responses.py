@@ -9,6 +9,7 @@ from pydantic_core import to_json
 
 from backends.requests import refuse, wants_log_probs
 from backends.server.errors import Problem
+from backends.server.sse import KEEP_ALIVE
 from backends.server.surfaces.surface import Asked, stream_options
 from backends.server.unfolding import (
     ArgumentsGrown,
@@ -79,6 +80,8 @@ class ResponseEvents:
         self._log_probs = log_probs
         self._unfolding = Unfolding()
         self._response: Response | None = None
+
+    keep_alive = KEEP_ALIVE
 
     def opening(self, responses: Sequence[Response]) -> bytes:
         """Return `response.created` and `response.in_progress`."""

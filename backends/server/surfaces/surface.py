@@ -20,6 +20,11 @@ __all__ = ["Asked", "Events", "Surface", "renamed", "stream_options"]
 class Events(Protocol):
     """Turns the model calls of one HTTP request into the bytes of a stream."""
 
+    @property
+    def keep_alive(self) -> bytes:
+        """What says, in a stream without news, that it is alive."""
+        ...
+
     def opening(self, responses: Sequence[Response]) -> bytes:
         """Return what goes out when all choices are accepted."""
         ...
