@@ -20,8 +20,9 @@ from openai import (
     RateLimitError,
     pydantic_function_tool,
 )
+from support.agents import CHAT_TOOL, calculate, call_text
 from support.capturing import Serve
-from support.clients import Answer, Calculation, Scripted
+from support.clients import Answer, Calculation, Scripted, named_call
 from support.held import HeldEngine, until
 from support.openai_core import CHECKS, USER, Check
 from support.operating import Server, operated
@@ -180,6 +181,23 @@ class TestLeaving:
             await until(lambda: engine.cancelled == 1)
             with pytest.raises(asyncio.CancelledError):
                 await task
+
+
+@pytest.mark.asyncio
+async def test_a_stream_of_chat_calls_of_both_kinds(scripted: Scripted) -> None:
+    says = [call_text("1 + 2"), named_call("run", input="print(1)")]
+    tools: Any = [CHAT_TOOL, {"type": "custom", "custom": {"name": "run"}}]
+    async with AsyncOpenAI(base_url=await scripted(says), api_key="none", max_retries=0) as client:
+        asked: Any = {"model": "policy", "messages": [USER], "tools": tools}
+        async with client.chat.completions.stream(**asked) as stream:
+            kinds = {event.type async for event in stream}
+            final = await stream.get_final_completion()
+        assert "tool_calls.function.arguments.done" in kinds
+        assert calculate(final.choices[0].message.tool_calls[0].function.arguments) == "3"
+        chunks = await client.chat.completions.create(**asked, stream=True)
+        deltas: list[Any] = [chunk.choices[0].delta async for chunk in chunks]
+    (call,) = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert (call.type, call.custom) == ("custom", {"name": "run", "input": "print(1)"})
 
 
 @pytest.mark.asyncio

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -194,44 +190,3 @@ async def test_failures_after_the_first_byte_are_events(serve: Serve) -> None:
         with pytest.raises(APIError, match="the engine broke"):
             async for _ in stream:
                 pass
-
-
-OLD_CLIENT = """
-import asyncio, sys, openai
-from typing import Any
-from openai.types.chat import ChatCompletionChunk
-from openai.types.responses import ResponseStreamEvent
-from pydantic import TypeAdapter
-
-sys.path.insert(0, sys.argv[2])
-from support.agents import AGENTS
-
-async def main(url):
-    event = TypeAdapter(ResponseStreamEvent)
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        for agent in AGENTS.values():
-            assert await agent(client, "1 + 2?", stream=True) == "It is 3."
-        async for entry in await client.responses.create(model="policy", input="q", stream=True):
-            event.validate_python(entry.model_dump(exclude_unset=True))
-        assert entry.type == "response.completed", entry.type
-        assert entry.response.output[-1].generation_token_ids
-    print(openai.__version__)
-
-asyncio.run(main(sys.argv[1]))
-"""
-
-
-async def test_the_oldest_openai_package_reads_them(serve: Serve) -> None:
-    url = await serve([*[call_text("1 + 2"), say_text("It is 3.")] * 2, THINKS])
-    folder = Path(sys.prefix) / "openai-2.8.0"
-    assert folder.is_dir(), "openai 2.8.0 is not beside the environment; `make test` puts it there"
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", OLD_CLIENT, url, str(Path(__file__).parents[1])],
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder)},
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "2.8.0"
