@@ -265,7 +265,7 @@ async def test_what_completions_take_is_counted(chat_url: str, chat_policy: Poli
 
 async def test_a_reader_that_goes_away_ends_the_generation(serve: Serve) -> None:
     engine = HeldEngine([])
-    url = await serve(engine=engine)
+    url = await serve(engine=engine, keep_alive_s=0.1)
     async with aiohttp.ClientSession() as session:
         body = {"prompt": "q", "stream": True, "n": 2}
         async with session.post(f"{url}/completions", json=body) as answer:
