@@ -20,7 +20,7 @@ from backends.policy import Policy
 from backends.rendering.token_text import TokenText
 from backends.requests import check_model, check_supported, invalid, stop_strings, wants_log_probs
 from backends.sampled import Sampled, sample
-from backends.snapshots import Pacer, Snapshot
+from backends.snapshots import Snapshot
 from backends.watches import StopWatch
 from gym_sdk.schema import Message, OutputText, Response, ResponseRequest
 from gym_sdk.tokens import CallTokens
@@ -60,8 +60,10 @@ class Completer:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._engine = policy.engine
-        self._tokenizer: Any = policy.renderer.tokenizer
-        self._pacer = Pacer()
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._policy.renderer.tokenizer
 
     @cached_property
     def _token_text(self) -> TokenText:
@@ -92,7 +94,7 @@ class Completer:
         """
         run = self._begin(request)
         yield Snapshot(run.response)
-        with self._pacer.stream() as pace:
+        with self._policy.pacer.stream() as pace:
             watches = [] if run.watch is None else [run.watch]
             async with aclosing(sample(self._engine, run.asked, watches)) as steps:
                 async for sampled in steps:

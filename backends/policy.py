@@ -96,7 +96,7 @@ class Policy:
             thinking=thinking,
             strict_tools=strict_tools,
         )
-        self._pacer = Pacer()
+        self.pacer = Pacer()
 
     async def respond(
         self,
@@ -154,7 +154,7 @@ class Policy:
         response = begun(request, model=self.name, response_id=response_id)
         yield Snapshot(response)
         ids = StableIds()
-        with plan.worded(), self._pacer.stream() as pace:
+        with plan.worded(), self.pacer.stream() as pace:
             async with aclosing(sample(self.engine, plan.engine_request, plan.watches)) as steps:
                 async for sampled in steps:
                     if sampled.finish_reason is None and pace.is_due:

@@ -48,7 +48,7 @@ async def streamed(
 ) -> list[Snapshot]:
     engine = ReplayEngine([renderer.encode(text)], chunks=chunks)
     policy = Policy(engine, renderer)
-    policy._pacer = Pacer(share=1e9)  # looks after each chunk
+    policy.pacer = Pacer(share=1e9)  # looks after each chunk
     request = ResponseRequest(input="q", tools=[TOOL], **fields)
     async with aclosing(policy.stream(request)) as snapshots:
         return [snapshot async for snapshot in snapshots]
@@ -166,9 +166,9 @@ async def test_a_stream_that_is_left_aborts_and_is_counted_out(renderer: Templat
     snapshots = policy.stream(ResponseRequest(input="q"))
     await anext(snapshots)
     await anext(snapshots)
-    assert policy._pacer.streams == 1
+    assert policy.pacer.streams == 1
     await snapshots.aclose()
-    assert policy._pacer.streams == 0
+    assert policy.pacer.streams == 0
     assert policy.stats.responses == 0
 
 
