@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 from array import array
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +16,7 @@ from backends.answers import answered, begun
 from backends.engine import Generation, GenerationRequest, check_room
 from backends.ids import new_id
 from backends.log_probs import log_prob_entries
-from backends.plan import sampling_params
+from backends.plan import MANY_CHARACTERS, sampling_params
 from backends.policy import Policy
 from backends.rendering.token_text import TokenText
 from backends.requests import check_model, check_supported, invalid, stop_strings, wants_log_probs
@@ -78,7 +79,7 @@ class Completer:
             ContextOverflowError: the prompt leaves no room for a token.
             GymError: the engine failed.
         """
-        run = self._begin(request)
+        run = await self._begin(request)
         if run.watch is None:
             generation = await self._engine.generate(run.asked)
         else:
@@ -92,7 +93,7 @@ class Completer:
         Yields:
             A snapshot when the request was accepted, more while tokens come, and one with the whole response.
         """
-        run = self._begin(request)
+        run = await self._begin(request)
         yield Snapshot(run.response)
         with self._policy.pacer.stream() as pace:
             watches = [] if run.watch is None else [run.watch]
@@ -105,11 +106,11 @@ class Completer:
         done = self._finish(run, sampled.generation())
         yield Snapshot(done, done.output, done=True)
 
-    def _begin(self, request: CompletionRequest) -> _Run:
+    async def _begin(self, request: CompletionRequest) -> _Run:
         settings = request.settings
         check_model(settings, self._policy.name)
         check_supported(settings)
-        ids = self._encode(request)
+        ids = await self._encode(request)
         eos = self._tokenizer.eos_token_id
         stop_ids = self._policy.renderer.stop_token_ids if eos is None else frozenset({eos})
         asked = GenerationRequest(
@@ -132,10 +133,11 @@ class Completer:
             log_probs=wants_log_probs(settings),
         )
 
-    def _encode(self, request: CompletionRequest) -> list[int]:
+    async def _encode(self, request: CompletionRequest) -> list[int]:
         prompt, size = request.prompt, self._engine.info.vocab_size
         if isinstance(prompt, str):
-            ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=request.adds_special)
+            encode = partial(self._tokenizer.encode, prompt, add_special_tokens=request.adds_special)
+            ids: list[int] = await asyncio.to_thread(encode) if len(prompt) > MANY_CHARACTERS else encode()
         else:
             ids = list(prompt)
             wrong = next((token_id for token_id in ids if not 0 <= token_id < size), None)

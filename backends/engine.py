@@ -94,8 +94,8 @@ class SamplingParams:
             raise ConfigurationError(f"temperature must be in [0, 100], not {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigurationError(f"top_p must be in (0, 1], not {self.top_p}")
-        if self.top_k < 0:
-            raise ConfigurationError(f"top_k must be 0 (off) or positive, not {self.top_k}")
+        if not 0 <= self.top_k < 2**31:
+            raise ConfigurationError(f"top_k must be 0 (off) or positive, below 2**31, not {self.top_k}")
         if self.grammar is not None and not self.grammar.strip():
             raise ConfigurationError("grammar must not be empty; None allows anything")
         if self.grammar is not None and not self.stop_token_ids:
@@ -194,6 +194,8 @@ class EngineInfo:
     running: int = 0
     waiting: int = 0
     replicas: tuple[ReplicaInfo, ...] = ()
+    problem: str | None = None
+    """Why the engine generates nothing any more; None if it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ class KnownCall:
 class CallMemory:
     """Model calls by the history that they ended and by the ids that they were given.
 
-    The least recently used go first. A call that another one extends stays in memory with it, and counts.
+    The least recently used go first. A call that another one extends stays in memory with it, and counts. It
+    may be asked and told from any thread.
 
     Args:
         max_tokens: how many tokens to hold, over all calls.
@@ -227,26 +229,28 @@ class CallMemory:
         self._by_id: dict[str, KnownCall] = {}
         self._asked: Counter[bytes] = Counter()
         self._said: Counter[bytes] = Counter()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._order)
 
     def remember(self, call: KnownCall) -> None:
         """Store a call."""
-        self._order[call] = None
-        self._hold(call)
-        for key in call.keys:
-            alike = self._by_key.setdefault(key, [])
-            alike.append(call)
-            if len(alike) > self._MAX_ALIKE:
-                del alike[0]
-        for name in call.ids:
-            self._by_id[name] = call
-        self._asked[call.asked] += 1
-        self._said.update(_sayings(call))
-        while self.tokens > self._max_tokens and len(self._order) > 1:
-            oldest, _ = self._order.popitem(last=False)
-            self._forget(oldest)
+        with self._lock:
+            self._order[call] = None
+            self._hold(call)
+            for key in call.keys:
+                alike = self._by_key.setdefault(key, [])
+                alike.append(call)
+                if len(alike) > self._MAX_ALIKE:
+                    del alike[0]
+            for name in call.ids:
+                self._by_id[name] = call
+            self._asked[call.asked] += 1
+            self._said.update(_sayings(call))
+            while self.tokens > self._max_tokens and len(self._order) > 1:
+                oldest, _ = self._order.popitem(last=False)
+                self._forget(oldest)
 
     def ended(self, key: bytes) -> list[KnownCall]:
         """Return the calls that ended the history with this key, oldest first."""
@@ -258,10 +262,11 @@ class CallMemory:
 
     def unname(self, name: str) -> None:
         """Let no id lead to the call with this one any more; its history still does."""
-        call = self._by_id.get(name)
-        for own in call.ids if call is not None else ():
-            if self._by_id.get(own) is call:
-                del self._by_id[own]
+        with self._lock:
+            call = self._by_id.get(name)
+            for own in call.ids if call is not None else ():
+                if self._by_id.get(own) is call:
+                    del self._by_id[own]
 
     def asked(self, key: bytes) -> bool:
         """Whether a call was made after the history with this key, thinking left out."""
@@ -276,8 +281,9 @@ class CallMemory:
 
     def use(self, call: KnownCall) -> None:
         """Note that a call is in use, so that it is kept longer."""
-        if call in self._order:
-            self._order.move_to_end(call)
+        with self._lock:
+            if call in self._order:
+                self._order.move_to_end(call)
 
     def _hold(self, call: KnownCall) -> None:
         for held in call.chain():

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from backends.constraints import Constraints, Demand
@@ -28,7 +28,11 @@ from backends.watches import CallWatch, StopWatch
 from gym_sdk.errors import ContextOverflowError, PolicyError
 from gym_sdk.schema import FunctionTool, Item, Message, ResponseRequest
 
-__all__ = ["Plan", "Planner", "sampling_params"]
+__all__ = ["MANY_CHARACTERS", "Plan", "Planner", "sampling_params"]
+
+
+MANY_CHARACTERS = 50_000
+"""A text that is longer is tokenized in a thread: it takes a tenth of a second and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +143,13 @@ class Planner:
         check_model(request, self._name)
         conversation, tool_use = await self._conversation(request, past, inherit=inherit)
         renderer = await self._reader.prover(self._renderer, conversation)
-        prompt = self._prompt(conversation, renderer, past)
+        prompt = await self._prompt(conversation, renderer, past)
         if not counts and len(prompt.token_ids) >= self._engine.info.context_length:
             if request.truncation != "auto":
                 raise _overflow(len(prompt.token_ids), self._engine.info.context_length)
-            conversation = self._truncated(conversation, renderer, request.max_output_tokens or 1)
-            prompt = self._prompt(conversation, renderer, past)
+            room = request.max_output_tokens or 1
+            conversation = await asyncio.to_thread(self._truncated, conversation, renderer, room)
+            prompt = await self._prompt(conversation, renderer, past)
         stops = stop_strings(request)
         stop_watch = StopWatch(stops, self.token_text) if stops else None
         watches: list[Watch] = [] if stop_watch is None else [stop_watch]
@@ -161,8 +166,12 @@ class Planner:
         param = None if demand is None else demand.param
         return Plan(request, conversation, tool_use, prompt, engine_request, stop_watch, watches, param)
 
-    def _prompt(self, conversation: Conversation, renderer: Renderer, past: Past) -> Prompt:
-        return next_prompt(conversation, renderer, self._memory, scope=past.scope, thinking=self._thinking)
+    async def _prompt(self, conversation: Conversation, renderer: Renderer, past: Past) -> Prompt:
+        make = partial(
+            next_prompt, conversation, renderer, self._memory, scope=past.scope, thinking=self._thinking
+        )
+        # tokenizers let go of the interpreter: others are served while a long text is tokenized
+        return await asyncio.to_thread(make) if _size(conversation) > MANY_CHARACTERS else make()
 
     async def _conversation(
         self, request: ResponseRequest, past: Past, *, inherit: bool
@@ -254,6 +263,12 @@ def _overflow(size: int, length: int) -> ContextOverflowError:
         prompt_tokens=size,
         context_length=length,
     )
+
+
+def _size(conversation: Conversation) -> int:
+    """Return how many characters of text a conversation has, about."""
+    texts = (getattr(item, "text", "") for item in conversation.items)
+    return len(conversation.instructions or "") + sum(map(len, texts))
 
 
 def _is_system(item: Item) -> bool:

@@ -204,6 +204,6 @@ def _function(tool: FunctionTool | CustomTool) -> FunctionTool:
 
 def _named(choice: Any, param: str, names: frozenset[str]) -> str:
     name = choice.get("name") if isinstance(choice, Mapping) else None
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise invalid(f"{param}.name", f"is {name!r}, which is none of the tools")
-    return str(name)
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ class RenderCache:
         self._render = render
         self._max_tokens = max_tokens
         self._known: OrderedDict[bytes, Rendered] = OrderedDict()
+        self._lock = threading.Lock()
         self.tokens = 0
 
     def __len__(self) -> int:
@@ -42,17 +44,21 @@ class RenderCache:
         key = _key(conversation, settings)
         if key is None:
             return self._render(conversation)
-        known = self._known.get(key)
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None:
+                self._known.move_to_end(key)
         if known is None:
             known = self._render(conversation)
-            self._keep(key, known)
-        else:
-            self._known.move_to_end(key)
+            with self._lock:
+                self._keep(key, known)
         return Rendered(list(known.token_ids), lambda: list(known.owners))
 
     def _keep(self, key: bytes, rendered: Rendered) -> None:
         if len(rendered.token_ids) > self._max_tokens:
             return
+        if key in self._known:
+            return  # another thread rendered it meanwhile
         self._known[key] = rendered
         self.tokens += len(rendered.token_ids)
         while self.tokens > self._max_tokens:

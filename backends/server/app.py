@@ -137,11 +137,15 @@ async def _health(request: web.Request) -> web.Response:
     info = policy.engine.info
     served = not info.replicas or any(replica.serves for replica in info.replicas)
     status = "ok" if served else "waiting for SGLang"
+    code = 200
+    if info.problem is not None:
+        status, code = "broken", 503
     if not sees_details(request):
-        return json_response({"status": status})
+        return json_response({"status": status}, status=code)
     return json_response(
         {
             "status": status,
+            "problem": info.problem,
             "model": policy.name,
             "parser": policy.reader.name,
             "weight_version": info.weight_version,
@@ -150,7 +154,8 @@ async def _health(request: web.Request) -> web.Response:
             "replicas": info.replicas,
             "captures": len(request.app[CAPTURES]),
             "stats": policy.stats,
-        }
+        },
+        status=code,
     )
 
 

@@ -115,6 +115,7 @@ class SGLangEngine:
             weight_version=self._control.version,
             running=len(self._flights) - waiting,
             waiting=waiting,
+            problem=self.unfit,
         )
 
     async def generate(self, request: GenerationRequest) -> Generation:

@@ -134,13 +134,14 @@ class TransformersEngine:
     @property
     def info(self) -> EngineInfo:
         """Sizes, the current weight version and the load."""
-        running = len(self._scheduler.running)
+        running, error = len(self._scheduler.running), self._worker.error
         return EngineInfo(
             vocab_size=self._vocab_size,
             context_length=self._context_length,
             weight_version=self._scheduler.version,
             running=running,
             waiting=max(0, len(self._requests) - running),
+            problem=None if error is None else f"the engine broke: {type(error).__name__}: {error}",
         )
 
     async def generate(self, request: GenerationRequest) -> Generation:

@@ -114,7 +114,7 @@ class ResponseRequest(WireModel):
     service_tier: StrictStr | None = None
     user: StrictStr | None = None
     # extensions beyond OpenAI's fields
-    top_k: StrictInt | None = Field(default=None, ge=0)
+    top_k: StrictInt | None = Field(default=None, ge=0, le=2**31 - 1)
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from gym_sdk.errors import TokenContractError
 
@@ -20,6 +21,8 @@ class WeightSpan:
 
     Positions count generated tokens in a model call, and row positions in a `TokenSequence`.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
 
     version: str
     start: int

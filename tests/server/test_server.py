@@ -19,6 +19,7 @@ from support.replay import ReplayEngine
 from backends.loading import PolicyConfig, load_policy
 from backends.policy import Policy
 from backends.server import make_app
+from backends.transformers import TransformersEngine
 from gym_sdk import GymClient
 from gym_sdk.errors import ContextOverflowError, DeadlineError, PolicyError, TransportError
 from gym_sdk.schema import Response
@@ -151,6 +152,18 @@ async def test_models_and_health(url: str) -> None:
             "partial token bundle",
         ),
         ("responses", {"input": "many words " * 300}, 400, "input", "the context holds 256"),
+        ("responses", {"input": "many words " * 30_000}, 400, "input", "the context holds 256"),
+        ("responses", {"input": [USER], "top_k": 2**63}, 400, "top_k", "less than or equal"),
+        ("chat/completions", {"messages": [USER], "top_k": 2**63}, 400, "top_k", "less than or equal"),
+        ("completions", {"prompt": "q", "top_k": 2**63}, 400, "top_k", "less than or equal"),
+        ("completions", {"prompt": "many words " * 30_000}, 400, "prompt", "the context holds 256"),
+        (
+            "responses",
+            {"input": [USER], "tools": [TOOL], "tool_choice": {"type": "function", "name": {}}},
+            400,
+            "tool_choice.name",
+            "none of the tools",
+        ),
         ("chat/completions", {"messages": []}, 400, "messages", "at least one"),
         ("chat/completions", {"messages": [USER], "n": 0}, 400, "n", "whole number"),
         ("chat/completions", {"messages": [{"role": "tool"}]}, 400, "messages[0].tool_call_id", "missing"),
@@ -167,6 +180,34 @@ async def test_errors_have_openais_shape_and_name_the_field(
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
     assert says in error["message"]
+
+
+async def test_unknown_fields_of_weight_versions_are_left_aside(url: str) -> None:
+    body = {"input": [USER], "max_output_tokens": 4}
+    _, first = await post(f"{url}/responses", body)
+    last = first["output"][-1]
+    for span in last["weight_versions"]:
+        span["more"] = 1
+    status, second = await post(f"{url}/responses", {**body, "input": [USER, *first["output"], USER]})
+    assert status == 200
+    prompt = second["output"][-1]["prompt_token_ids"]
+    tokens = last["prompt_token_ids"] + last["generation_token_ids"]
+    assert prompt[: len(tokens)] == tokens
+
+
+async def test_an_engine_that_broke_is_not_healthy(url: str, policy: Policy) -> None:
+    assert isinstance(policy.engine, TransformersEngine)
+    root = url.removesuffix("/v1")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{root}/health") as answer:
+            assert (answer.status, (await answer.json())["status"]) == (200, "ok")
+        policy.engine._scheduler.step = None  # type: ignore[method-assign, assignment]
+        status, answered = await post(f"{url}/responses", {"input": [USER]})
+        assert (status, answered["error"]["type"]) == (500, "server_error")
+        async with session.get(f"{root}/health") as answer:
+            body = await answer.json()
+            assert (answer.status, body["status"]) == (503, "broken")
+            assert "the engine broke" in body["problem"]
 
 
 async def test_our_client_raises_typed_errors(url: str) -> None:

@@ -268,7 +268,7 @@ class MessagesRequest(PromptRequest):
     stop_sequences: list[str] | None = None
     temperature: float | None = Field(default=None, ge=0.0, le=1.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
     stream: bool | None = None
     container: _Refused = None
     diagnostics: _Refused = None
