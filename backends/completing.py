@@ -108,7 +108,7 @@ class Completer:
 
     async def _begin(self, request: CompletionRequest) -> _Run:
         settings = request.settings
-        check_model(settings, self._policy.name)
+        check_model(settings.model, self._policy.name)
         check_supported(settings)
         ids = await self._encode(request)
         eos = self._tokenizer.eos_token_id

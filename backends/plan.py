@@ -140,7 +140,7 @@ class Planner:
             GymError: what reads generations failed.
         """
         check_supported(request)
-        check_model(request, self._name)
+        check_model(request.model, self._name)
         conversation, tool_use = await self._conversation(request, past, inherit=inherit)
         renderer = await self._reader.prover(self._renderer, conversation)
         prompt = await self._prompt(conversation, renderer, past)

@@ -57,15 +57,15 @@ def invalid(param: str, message: str) -> PolicyError:
     return PolicyError(f"{param} {message}", code="invalid_value", param=param)
 
 
-def check_model(request: ResponseRequest, name: str) -> None:
-    """Refuse a request for another model.
+def check_model(asked: str | None, name: str) -> None:
+    """Refuse another model than the one that is served; none named is that one.
 
     Raises:
-        PolicyError: it names one.
+        PolicyError: another one is asked for (404).
     """
-    if request.model is not None and request.model != name:
+    if asked is not None and asked != name:
         raise PolicyError(
-            f"the model {request.model!r} does not exist here; this server serves {name!r}",
+            f"the model {asked!r} does not exist here; this server serves {name!r}",
             status=404,
             code="model_not_found",
             param="model",

@@ -89,7 +89,7 @@ async def _answer(http: web.Request, surface: Surface) -> web.StreamResponse:
             record.asked(request)
         if capture is not None and capture.ended:
             raise ended_error()
-        history = StoredHistory(http.app[STORE], scope)
+        history, size = StoredHistory(http.app[STORE], scope), len(await http.read())
         calls = Calls(
             asked.answerer or PolicyAnswerer(policy, scope, asked.inherit, history),
             asked.requests,
@@ -97,7 +97,7 @@ async def _answer(http: web.Request, surface: Surface) -> web.StreamResponse:
         )
         for record, task in zip(records, calls.tasks, strict=True):
             record.call = task
-        exchange = Exchange(http, asked, calls, records, capture, size=len(await http.read()))
+        exchange = Exchange(http, asked, calls, records, capture, size=size)
         if asked.background:
             return await _in_background(exchange)
         try:
@@ -119,6 +119,7 @@ async def _in_background(exchange: Exchange) -> web.StreamResponse:
         await exchange.accepted()
         queued = exchange.calls.begun[0].model_copy(update={"status": "queued"})
         run = await http.app[RUNS].start(exchange.stored(queued), work, streamed=asked.events is not None)
+        run.when_ended(exchange.calls.cancel)  # work that is cancelled before its first step never begins
     except BaseException:
         await exchange.calls.aclose()
         raise

@@ -105,11 +105,15 @@ class Calls:
             task.result()
         return [task.result() for task in self.tasks]
 
+    def cancel(self) -> None:
+        """Begin to end what nobody waits for any more."""
+        for task in self.tasks:
+            task.cancel()
+
     async def aclose(self) -> None:
         """End what nobody waits for any more."""
+        self.cancel()
         running = [task for task in self.tasks if not task.done()]
-        for task in running:
-            task.cancel()
         if running:
             await asyncio.wait(running)
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.policy import Policy
+from backends.requests import check_model
 from backends.server.answering import CAPTURES, POLICY
 from backends.server.errors import json_response
-from gym_sdk.errors import PolicyError
 
-__all__ = ["add_model_routes", "check_model"]
+__all__ = ["add_model_routes"]
 
 
 def add_model_routes(app: web.Application) -> None:
@@ -37,24 +36,9 @@ def add_model_routes(app: web.Application) -> None:
 
     async def one(http: web.Request) -> web.Response:
         model = served(http)
-        check_model(http.app[POLICY], http.match_info["model"])
+        check_model(http.match_info["model"], http.app[POLICY].name)
         return json_response(model)
 
     for root in ("/v1", "/rollouts/{rollout_id}/v1"):
         app.router.add_get(f"{root}/models", every)
         app.router.add_get(f"{root}/models/{{model:.+}}", one)
-
-
-def check_model(policy: Policy, name: str) -> None:
-    """Refuse another model than the policy.
-
-    Raises:
-        PolicyError: there is none of this name (404).
-    """
-    if name != policy.name:
-        raise PolicyError(
-            f"the model {name!r} does not exist here; this server serves {policy.name!r}",
-            status=404,
-            code="model_not_found",
-            param="model",
-        )

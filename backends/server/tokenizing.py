@@ -10,9 +10,9 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from backends.policy import Policy
+from backends.requests import check_model
 from backends.server.answering import CAPTURES, POLICY, read_body
 from backends.server.errors import json_response
-from backends.server.models import check_model
 from backends.server.surfaces import ChatSurface, prompt_request
 from gym_sdk.errors import PolicyError
 
@@ -141,6 +141,5 @@ _Read = TypeVar("_Read", bound=_Body)
 
 def _read_as(kind: type[_Read], body: Mapping[str, Any], policy: Policy) -> _Read:
     asked = kind.model_validate(body)
-    if asked.model is not None:
-        check_model(policy, asked.model)
+    check_model(asked.model, policy.name)
     return asked

@@ -146,6 +146,21 @@ async def test_a_cancelled_run_keeps_what_there_was(runs: BackgroundRuns, store:
     assert await status_of(store) == "cancelled"
 
 
+async def test_a_run_that_never_began_lets_go_of_what_it_was_to_have(runs: BackgroundRuns) -> None:
+    begun, let_go = False, asyncio.Event()
+
+    async def work(run: Run) -> None:
+        nonlocal begun
+        begun = True
+
+    run = await runs.start(queued(), work)
+    run.when_ended(let_go.set)
+    await runs.aclose()  # before the first step of the work
+    assert not begun
+    assert let_go.is_set()
+    assert run.response.status == "failed"
+
+
 async def test_what_finished_first_is_not_cancelled(runs: BackgroundRuns, store: MemoryStore) -> None:
     async def stubborn(run: Run) -> None:
         try:

@@ -67,6 +67,7 @@ class Run:
         self._log: list[bytes] = []
         self._ended = False
         self._news = asyncio.Event()
+        self._when_ended: list[Callable[[], None]] = []
 
     @property
     def stored(self) -> StoredResponse:
@@ -99,6 +100,12 @@ class Run:
         """Note that nothing more comes."""
         self._ended = True
         self._wake()
+        for callback in self._when_ended:
+            callback()
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call back when nothing more comes, however the run ends, and even if its maker never began."""
+        self._when_ended.append(callback)
 
     def _wake(self) -> None:
         self._news.set()
