@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from gym_sdk.capture.calls import CapturedCall
 from gym_sdk.errors import ConfigurationError, PolicyError, TransportError
-from gym_sdk.schema import Failure, FunctionCall, Outcome, Rollout, Truncation
+from gym_sdk.schema import FunctionCall, Truncation
 
-__all__ = ["call_metrics", "mark_failed", "truncation_of"]
+__all__ = ["call_metrics", "truncation_of"]
 
 
 def truncation_of(calls: Sequence[CapturedCall]) -> Truncation | None:
@@ -66,12 +66,3 @@ def call_metrics(calls: Sequence[CapturedCall], silent_forks: int) -> dict[str, 
         **{f"{status}_calls": endings[status] for status in ("refused", "failed", "cancelled")},
     }
     return metrics | {name: float(count) for name, count in rare.items() if count}
-
-
-def mark_failed(rollout: Rollout, error: Exception, where: str) -> None:
-    """Turn a rollout into a failed one, which has no reward."""
-    rollout.outcome = Outcome.FAILED
-    rollout.truncation = None
-    rollout.reward = None
-    rollout.reward_components = {}
-    rollout.failure = Failure(error=type(error).__name__, message=str(error) or repr(error), where=where)

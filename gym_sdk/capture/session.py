@@ -14,14 +14,14 @@ from uuid import uuid4
 import anyio
 
 from gym_sdk.capture.calls import CapturedCall, restore
-from gym_sdk.capture.outcome import call_metrics, mark_failed, truncation_of
+from gym_sdk.capture.outcome import call_metrics, truncation_of
 from gym_sdk.capture.remote import RemoteCapture
 from gym_sdk.capture.transcript import write_transcript
 from gym_sdk.environments import Environment
 from gym_sdk.errors import ConfigurationError, DeadlineError, GymError
 from gym_sdk.rollout.config import Deadlines
 from gym_sdk.rollout.run import input_items
-from gym_sdk.schema import Outcome, Rollout, Task, Timing, Truncation
+from gym_sdk.schema import Cancellation, Outcome, Rollout, Stage, Task, Timing, Truncation
 from gym_sdk.transport import Retry, ServingTransport
 from gym_sdk.verifiers import Verifier, run_verifier
 
@@ -216,22 +216,22 @@ class CaptureSession:
         self._scope.deadline = math.inf  # from here on, running out of time is an outcome
         rollout = self._empty()
         left_s = max(0.0, deadline_s - (time.perf_counter() - self._started))
-        where = "capture"
+        where = Stage.CAPTURE
         with anyio.move_on_after(left_s) as scope:
             try:
                 await self._collect(rollout)
-                where = "agent"
+                where = Stage.AGENT
                 if ending.error is not None:
                     raise ending.error
-                where = "model_call"
+                where = Stage.MODEL_CALL
                 rollout.truncation = truncation_of(self.calls) or ending.truncation
                 rollout.outcome = Outcome.TRUNCATED if rollout.truncation else Outcome.COMPLETED
-                where = "verifier"
+                where = Stage.VERIFIER
                 await self._verify(rollout, ending.verifier)
             except Exception as failure:
-                mark_failed(rollout, failure, where)
+                rollout.fail(failure, where)
         if scope.cancelled_caught:
-            mark_failed(rollout, DeadlineError("the rollout", seconds=deadline_s), where)
+            rollout.fail(DeadlineError("the rollout", seconds=deadline_s), where)
         rollout.metrics |= metrics or {}
         rollout.timing.duration_s = time.perf_counter() - self._started
         _log.debug("captured rollout %s of task %s: %s", rollout.id, rollout.task_id, rollout.outcome)
@@ -247,9 +247,9 @@ class CaptureSession:
             except GymError as failure:
                 _log.debug("capture %s could not be read: %s", self.rollout_id, failure)
         if isinstance(error, Exception):
-            mark_failed(rollout, error, "agent")
+            rollout.fail(error, Stage.AGENT)
         else:
-            rollout.outcome = Outcome.CANCELLED
+            rollout.cancel(Cancellation.CALLER)
         rollout.timing.duration_s = time.perf_counter() - self._started
         self.rollout = rollout
 

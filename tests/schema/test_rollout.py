@@ -82,7 +82,7 @@ def linked_calls() -> list[CallTokens]:
 def test_linked_tokens_are_written_once() -> None:
     first = rollout(1.0, calls=linked_calls())
     data = json.loads(first.model_dump_json())
-    assert data["schema_version"] == 2
+    assert data["schema_version"] == 3
     assert [call["tokens"] for call in data["model_calls"]] == [
         {
             "prompt_token_ids": [1, 2],
@@ -205,10 +205,10 @@ def test_version_1_is_read_and_what_is_newer_refused() -> None:
         }
     again = Rollout.model_validate_json(json.dumps(data))
     assert again == rollout(1.0, calls=linked_calls())
-    assert again.schema_version == 2
-    data["schema_version"] = 3
+    assert again.schema_version == 3
+    data["schema_version"] = 4
     with pytest.raises(
-        ValidationError, match="version 3 of the data is not known; this gym-sdk reads 1 to 2"
+        ValidationError, match="version 4 of the data is not known; this gym-sdk reads 1 to 3"
     ):
         Rollout.model_validate(data)
 
