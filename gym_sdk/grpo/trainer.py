@@ -26,6 +26,7 @@ from gym_sdk.grpo.sync import WeightSync
 from gym_sdk.grpo.tasks import TaskOrder
 from gym_sdk.grpo.worker import Worker
 from gym_sdk.schema import Group, Task
+from gym_sdk.trackers import Tracker
 
 __all__ = ["GRPOTrainer", "TrainStep"]
 
@@ -78,6 +79,7 @@ class GRPOTrainer:
         config: the settings.
         output_dir: gets `metrics.jsonl`, a line for each step. None: nothing is written.
         tokenizer_dir: a model folder whose tokenizer files go into the checkpoints.
+        tracker: gets the settings and each step's metrics; its owner closes it.
 
     Raises:
         ConfigurationError: no tasks, ids that occur twice, or a model that cannot be trained.
@@ -93,8 +95,12 @@ class GRPOTrainer:
         config: GRPOConfig | None = None,
         output_dir: str | Path | None = None,
         tokenizer_dir: str | Path | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         self.config = config or GRPOConfig()
+        self._tracker = tracker
+        if tracker is not None:
+            tracker.log_config(dataclasses.asdict(self.config))
         self.model = model
         self._rollouts = rollouts
         self._order = TaskOrder(tasks, per_batch=self.config.tasks_per_step, seed=self.config.seed)
@@ -266,6 +272,8 @@ class GRPOTrainer:
     def _record(self, metrics: dict[str, float]) -> None:
         if self._metrics_file is not None:
             self._metrics_file.append(self._step, metrics)
+        if self._tracker is not None:
+            self._tracker.log(metrics, step=self._step)
         _log.debug("step %d: %s", self._step, metrics)
         if metrics.get("token_mult_prob_error", 1.0) > _MAX_MISMATCH:
             _log.warning(

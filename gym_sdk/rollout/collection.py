@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import html
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gym_sdk.metrics import (
+    AnswerOf,
+    GroupKey,
+    RunMetrics,
+    Table,
+    final_text,
+    group_table,
+    majority_at,
+    mean_reward,
+    pass_at,
+    pass_at_k,
+    pass_hat,
+    rollout_table,
+)
 from gym_sdk.rollout.watch import TokenWatch
 from gym_sdk.schema import Group, Outcome, Rollout
 from gym_sdk.tokens import TokenSequence
 
 __all__ = ["Collection", "pass_at_k"]
 
-
-def pass_at_k(correct: int, total: int, k: int) -> float:
-    """Estimate the chance that at least one of k attempts is correct, without bias.
-
-    `1 - C(total - correct, k) / C(total, k)` (Chen et al., arXiv 2107.03374, section 2.1).
-
-    Args:
-        correct: attempts that were correct, c.
-        total: attempts made, n >= k.
-        k: attempts allowed.
-
-    Raises:
-        ValueError: k is not in 1..total, or correct is not in 0..total.
-    """
-    if not 1 <= k <= total or not 0 <= correct <= total:
-        raise ValueError(
-            f"pass_at_k needs 1 <= k <= total and 0 <= correct <= total: {correct=} {total=} {k=}"
-        )
-    return 1.0 - math.comb(total - correct, k) / math.comb(total, k)
-
-
-def _token_numbers(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return rows, forks and the trained share of the rollouts whose model calls all carry tokens."""
-    reports = [
-        rollout.token_report()
-        for rollout in rollouts
-        if rollout.model_calls and all(call.tokens is not None for call in rollout.model_calls)
-    ]
-    numbers = TokenWatch.of(rollouts).metrics()
-    if reports:
-        generated = sum(report.generated_tokens for report in reports)
-        trained = sum(report.trained_tokens for report in reports)
-        numbers["sequences"] = sum(report.sequences for report in reports)
-        numbers["trained_share"] = trained / generated if generated else 1.0
-    return numbers
+_KS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(slots=True, repr=False)
 class Collection:
-    """The result of `client.collect`."""
+    """The result of `client.collect`.
+
+    Numbers are over the rollouts that have a reward: one that failed or was cancelled never counts as 0.
+    `gym_sdk.metrics` has the same estimates with their standard errors and with how many tasks were left out.
+    """
 
     groups: list[Group] = field(default_factory=list)
     duration_s: float = 0.0
@@ -76,64 +59,81 @@ class Collection:
     @property
     def mean_reward(self) -> float | None:
         """Mean over the rollouts that have a reward; None if none has."""
-        rewards = self.rewards
-        return sum(rewards) / len(rewards) if rewards else None
+        return mean_reward(self.groups).value
 
     @property
     def reward_error(self) -> float | None:
         """Standard error of `mean_reward`, clustered by task; None with fewer than two tasks.
 
-        Rollouts of one task are not independent, so the groups' means are what is averaged over.
+        Rollouts of one task are not independent; `gym_sdk.metrics.mean_reward` has the formula.
         """
-        means = [group.mean_reward for group in self.groups]
-        values = [mean for mean in means if mean is not None]
-        if len(values) < 2:
-            return None
-        centre = sum(values) / len(values)
-        variance = sum((value - centre) ** 2 for value in values) / (len(values) - 1)
-        return math.sqrt(variance / len(values))
+        return mean_reward(self.groups).error
 
     def pass_at(self, k: int, *, threshold: float = 1.0) -> float | None:
-        """Return pass@k, averaged over the groups that have at least k rollouts with a reward.
+        """Return pass@k (at least one of k attempts is correct), averaged over tasks.
+
+        Groups in which fewer than k rollouts have a reward are left out; None if that leaves none.
 
         Args:
             k: attempts allowed.
             threshold: a rollout is correct from this reward on.
         """
-        values = [
-            pass_at_k(sum(reward >= threshold for reward in group.rewards), len(group.rewards), k)
-            for group in self.groups
-            if len(group.rewards) >= k
-        ]
-        return sum(values) / len(values) if values else None
+        return pass_at(self.groups, k, threshold=threshold).value
+
+    def pass_hat(self, k: int, *, threshold: float = 1.0) -> float | None:
+        """Return pass^k (all of k attempts are correct), averaged over tasks as in `pass_at`."""
+        return pass_hat(self.groups, k, threshold=threshold).value
+
+    def majority_at(
+        self, k: int, *, answer_of: AnswerOf = final_text, threshold: float = 1.0
+    ) -> float | None:
+        """Return majority@k (the most frequent of k answers is correct), averaged over tasks as in `pass_at`.
+
+        Args:
+            k: attempts that vote.
+            answer_of: reads a rollout's answer: the final text, `gym_sdk.metrics.final_number`, or your own.
+            threshold: a rollout is correct from this reward on.
+        """
+        return majority_at(self.groups, k, answer_of=answer_of, threshold=threshold).value
+
+    def by_tag(self, by: GroupKey | None = None, *, ks: Sequence[int] = (), threshold: float = 1.0) -> Table:
+        """Return a table with a row for each tag of the tasks (`task.metadata["tags"]`).
+
+        Args:
+            by: what else to split by, e.g. `lambda task: task.metadata["level"]`; the row's name, or names.
+            ks: the columns pass@k.
+            threshold: a rollout is correct from this reward on.
+        """
+        return group_table(self.groups, by=by, ks=ks, threshold=threshold)
+
+    def metrics(self) -> dict[str, float]:
+        """Return all numbers under the names that trackers get (`docs/metrics.md`)."""
+        return RunMetrics.of(self.groups, duration_s=self.duration_s).metrics()
 
     def sequences(self) -> list[TokenSequence]:
         """Return the training rows of all groups, with their advantages."""
         return [row for group in self.groups for row in group.sequences()]
 
     def summary(self) -> dict[str, float]:
-        """Return the numbers of this collection by name."""
-        rollouts = self.rollouts
+        """Return the numbers of this collection that are worth a glance, by short names."""
+        rollouts, reward = self.rollouts, mean_reward(self.groups)
         outcomes = Counter(rollout.outcome for rollout in rollouts)
         calls = [call.tokens for rollout in rollouts for call in rollout.model_calls if call.tokens]
-        generated = sum(len(tokens.generation_token_ids) for tokens in calls)
         numbers: dict[str, float | None] = {
             "tasks": len(self.groups),
             "rollouts": len(rollouts),
-            "mean_reward": self.mean_reward,
-            "reward_error": self.reward_error,
+            "mean_reward": reward.value,
+            "reward_error": reward.error,
             **{str(outcome): outcomes[outcome] for outcome in Outcome},
             "model_calls": sum(len(rollout.model_calls) for rollout in rollouts),
             "tool_calls": sum(rollout.metrics.get("tool_calls", 0.0) for rollout in rollouts),
             "tool_errors": sum(rollout.metrics.get("tool_errors", 0.0) for rollout in rollouts),
-            "generated_tokens": generated,
+            "generated_tokens": sum(len(tokens.generation_token_ids) for tokens in calls),
             **_token_numbers(rollouts),
             "duration_s": self.duration_s,
         }
         largest = max((len(group.rewards) for group in self.groups), default=0)
-        for k in (1, 2, 4, 8, 16, 32, 64):
-            if k <= largest:
-                numbers[f"pass@{k}"] = self.pass_at(k)
+        numbers |= {f"pass@{k}": self.pass_at(k) for k in _KS if k <= largest}
         if self.duration_s > 0:
             numbers["rollouts_per_s"] = len(rollouts) / self.duration_s
         return {name: float(value) for name, value in numbers.items() if value is not None}
@@ -149,16 +149,7 @@ class Collection:
 
     def table(self, limit: int = 20) -> str:
         """Return the first rollouts as an aligned text table."""
-        rows = self._rows(limit)
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        hidden = len(self.rollouts) - limit
-        if hidden > 0:
-            lines.append(f"... and {hidden} more")
-        return "\n".join(line.rstrip() for line in lines)
+        return str(rollout_table(self.rollouts, limit=limit))
 
     def __repr__(self) -> str:
         mean = "none" if self.mean_reward is None else f"{self.mean_reward:.4g}"
@@ -170,39 +161,23 @@ class Collection:
         return f"{self.table()}\n\n{numbers}{failed}"
 
     def _repr_html_(self) -> str:
-        head, *body = self._rows(20)
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-        )
         numbers = ", ".join(
             f"{html.escape(name)} <b>{value:.4g}</b>" for name, value in self.summary().items()
         )
-        return f"<p>{numbers}</p><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
-
-    def _rows(self, limit: int) -> Sequence[tuple[str, ...]]:
-        rows = [("task", "#", "outcome", "reward", "calls", "tools", "answer")]
-        for rollout in self.rollouts[:limit]:
-            outcome = str(rollout.outcome)
-            if rollout.truncation is not None:
-                outcome += f" ({rollout.truncation})"
-            answer = rollout.output_text
-            if rollout.failure is not None:
-                answer = f"{rollout.failure.error}: {rollout.failure.message}"
-            rows.append(
-                (
-                    rollout.task_id,
-                    str(rollout.index),
-                    outcome,
-                    "-" if rollout.reward is None else f"{rollout.reward:g}",
-                    str(len(rollout.model_calls)),
-                    f"{rollout.metrics.get('tool_calls', 0.0):g}",
-                    _short(answer),
-                )
-            )
-        return rows
+        return f"<p>{numbers}</p>{rollout_table(self.rollouts)._repr_html_()}"
 
 
-def _short(text: str, limit: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+def _token_numbers(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return rows, forks and the trained share of the rollouts whose model calls all carry tokens."""
+    reports = [
+        rollout.token_report()
+        for rollout in rollouts
+        if rollout.model_calls and all(call.tokens is not None for call in rollout.model_calls)
+    ]
+    numbers = TokenWatch.of(rollouts).metrics()
+    if reports:
+        generated = sum(report.generated_tokens for report in reports)
+        trained = sum(report.trained_tokens for report in reports)
+        numbers["sequences"] = sum(report.sequences for report in reports)
+        numbers["trained_share"] = trained / generated if generated else 1.0
+    return numbers
