@@ -9,7 +9,7 @@ from typing import Any
 from gym_sdk.calling import call_function
 from gym_sdk.schema import Task
 from gym_sdk.tools import Tool, ToolLike, resolve_tools
-from gym_sdk.verifiers import Verifier
+from gym_sdk.verifiers import GroupVerifier, Verifier
 
 __all__ = ["Environment"]
 
@@ -37,6 +37,8 @@ class Environment:
         tools: the tools, or a function from the state to the tools. Tools that take a `ToolContext` find
             the state there too.
         verifier: scores the finished rollout; None gives no reward.
+        group_verifier: scores the finished rollouts of a group together, in streams; its rewards replace
+            those of `verifier`, which it finds in the rollouts.
         setup: makes the state for one rollout of a task; without it the state is None.
         teardown: releases the state; runs whenever `setup` succeeded, also after a failure or a cancellation.
         instructions: system text for tasks that have none of their own.
@@ -44,6 +46,7 @@ class Environment:
 
     tools: Sequence[ToolLike] | Callable[[Any], Sequence[ToolLike]] = ()
     verifier: Verifier | None = None
+    group_verifier: GroupVerifier | None = None
     setup: Callable[[Task], Awaitable[Any] | Any] | None = None
     teardown: Callable[[Any], Awaitable[None] | None] | None = None
     instructions: str | None = None
@@ -57,6 +60,16 @@ class Environment:
         tools: Any = self.tools
         if isinstance(tools, Tool) or not callable(tools):  # a single tool is callable, and a mistake
             object.__setattr__(self, "tools", tuple(resolve_tools(tools).values()))
+
+    @property
+    def tools_are_fixed(self) -> bool:
+        """Whether all rollouts have the same tools."""
+        return not callable(self.tools)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether rollouts have state of their own, without which one that stopped cannot go on."""
+        return self.setup is not None
 
     async def start(self, task: Task) -> Any:
         """Make the state for one rollout.

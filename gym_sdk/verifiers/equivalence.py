@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
-from gym_sdk.errors import ConfigurationError, VerifierError
+from gym_sdk.errors import ConfigurationError, DeadlineError, VerifierError
+from gym_sdk.processes import PoolConfig, WorkerError, WorkerPool
 from gym_sdk.schema import Rollout
-from gym_sdk.verifiers.process import WorkerDiedError, WorkerPool
 from gym_sdk.verifiers.protocol import Verifier, answers_of, named
 
 __all__ = ["math_equivalent"]
+
+_MEMORY_LIMIT = 2 * 2**30  # bytes: an expression such as 9^{9^{9^9}} otherwise takes what the machine has
 
 
 def math_equivalent(*, timeout_s: float = 15.0, workers: int | None = None) -> Verifier:
@@ -35,21 +36,21 @@ def math_equivalent(*, timeout_s: float = 15.0, workers: int | None = None) -> V
         raise ConfigurationError("math_equivalent: timeout_s and workers must be positive")
     if importlib.util.find_spec("math_verify") is None:
         raise ConfigurationError('math_equivalent needs math-verify: pip install "gym-sdk[math]"')
-    pool = WorkerPool("gym_sdk.verifiers.math_worker", size=workers or min(4, os.cpu_count() or 1))
+    config = PoolConfig(workers=workers, timeout_s=timeout_s, memory_limit=_MEMORY_LIMIT)
+    pool = WorkerPool("gym_sdk.verifiers.math_worker:equal", config)
 
     async def verify(rollout: Rollout) -> float:
         answers = answers_of(rollout, "math_equivalent")
         where = f"verifier math_equivalent: task {rollout.task_id!r}"
         try:
-            reply = await pool.ask({"answers": answers, "text": rollout.output_text}, timeout_s=timeout_s)
-        except TimeoutError as error:
+            return float(await pool.call(rollout.output_text, answers))
+        except DeadlineError as error:
             raise VerifierError(
                 f"{where}: the comparison did not finish within {timeout_s:g} s", verifier="math_equivalent"
             ) from error
-        except WorkerDiedError as error:
-            raise VerifierError(f"{where}: {error}", verifier="math_equivalent") from error
-        if "error" in reply:
-            raise VerifierError(f"{where}: {reply['error']}", verifier="math_equivalent")
-        return float(reply["equal"])
+        except Exception as error:
+            known = isinstance(error, WorkerError | ValueError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            raise VerifierError(f"{where}: {text}", verifier="math_equivalent") from error
 
     return named("math_equivalent", verify)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping
-from numbers import Real
 from typing import Any, TypeAlias
 
 from gym_sdk.calling import call_function, name_of
 from gym_sdk.errors import VerifierError
 from gym_sdk.schema import Reward, Rollout
+from gym_sdk.verifiers.faults import verifier_faults
+from gym_sdk.verifiers.results import as_reward
 
-__all__ = ["Verifier", "VerifierResult", "answers_of", "named", "run_verifier", "verifier_name"]
+__all__ = [
+    "Verifier",
+    "VerifierResult",
+    "answers_of",
+    "named",
+    "run_verifier",
+    "verifier_name",
+    "view_of",
+]
 
 VerifierResult: TypeAlias = float | int | bool | Reward | Mapping[str, float]
 """A number; a `Reward`; or named components, which are summed unless one of them is called `reward`."""
@@ -20,7 +28,7 @@ Verifier: TypeAlias = Callable[[Rollout], Awaitable[VerifierResult] | VerifierRe
 """Scores a rollout. A coroutine function runs on the event loop, a plain function in a worker thread."""
 
 
-def verifier_name(verifier: Verifier) -> str:
+def verifier_name(verifier: Callable[..., Any]) -> str:
     """What to call a verifier in messages: the function's name."""
     return name_of(verifier)
 
@@ -30,6 +38,9 @@ async def run_verifier(verifier: Verifier, rollout: Rollout) -> Reward:
 
     A mapping's value is its entry `reward` if it has one, with the others as components that do not
     count; otherwise it is the sum of all entries.
+
+    The verifier is given a view of the rollout (see `view_of`). Cancellation is passed on to it; a deadline
+    is the caller's.
 
     Args:
         verifier: coroutine function or plain function; a plain function runs in a worker thread, which is
@@ -41,54 +52,24 @@ async def run_verifier(verifier: Verifier, rollout: Rollout) -> Reward:
             turned into a reward of zero.
     """
     name = verifier_name(verifier)
-    try:
-        result = await call_function(verifier, rollout)
-    except VerifierError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise VerifierError(
-            f"verifier {name} raised {type(error).__name__}: {error}", verifier=name
-        ) from error
-    return _as_reward(name, result)
+    with verifier_faults(name):
+        return as_reward(await call_function(verifier, view_of(rollout)), name)
 
 
-def _as_reward(name: str, result: Any) -> Reward:
-    if isinstance(result, Reward):
-        components = {key: _number(name, value, key) for key, value in result.components.items()}
-        return Reward(value=_number(name, result.value), components=components)
-    if not isinstance(result, Mapping):
-        return Reward(value=_number(name, result))
-    if not result:
-        raise VerifierError(f"verifier {name} returned an empty mapping; it has no reward", verifier=name)
-    components = {}
-    for key, value in result.items():
-        if not isinstance(key, str):
-            raise VerifierError(f"verifier {name} returned a component named {key!r}", verifier=name)
-        components[key] = _number(name, value, key)
-    if "reward" in components:
-        return Reward(value=components.pop("reward"), components=components)
-    return Reward(value=_number(name, sum(components.values())), components=components)
+def view_of(rollout: Rollout) -> Rollout:
+    """Return what a verifier gets: a copy of the rollout with lists and components of its own.
 
-
-def _number(name: str, value: Any, component: str | None = None) -> float:
-    what = f"component {component!r} of verifier {name}" if component else f"verifier {name}"
-    if not isinstance(value, Real):
-        hint = " (did it forget to return?)" if value is None and not component else ""
-        raise VerifierError(
-            f"{what} returned {_shown(value)}{hint}; expected a number, a bool, a Reward or named components",
-            verifier=name,
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise VerifierError(f"{what} returned {number}; a reward is finite", verifier=name)
-    return number
-
-
-def _shown(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r:.80}"
+    Setting a field, or adding and removing items or model calls, does not reach the rollout that is kept
+    and trained on. `metrics` is the rollout's own: a verifier may add to it. The task, the items and the
+    tokens themselves are shared, since copying them would cost more than most verifiers; they are to be read.
+    """
+    return rollout.model_copy(
+        update={
+            "items": list(rollout.items),
+            "model_calls": list(rollout.model_calls),
+            "reward_components": dict(rollout.reward_components),
+        }
+    )
 
 
 def named(name: str, function: Callable[[Rollout], Any]) -> Verifier:
