@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -11,7 +13,25 @@ from gym_sdk.errors import ToolError
 from gym_sdk.schema import FunctionCall, FunctionCallOutput
 from gym_sdk.tools import Tool, ToolContext
 
-__all__ = ["run_function_calls"]
+__all__ = ["CallOutputs", "run_function_calls"]
+
+
+@dataclass(slots=True)
+class CallOutputs:
+    """What the calls of one turn gave. Unpacks into the outputs and the number of errors.
+
+    Attributes:
+        outputs: in the order of the calls.
+        errors: how many outputs say that something went wrong.
+        cut: how many outputs were too long, and lack their end.
+    """
+
+    outputs: list[FunctionCallOutput]
+    errors: int = 0
+    cut: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.outputs, self.errors))
 
 
 async def run_function_calls(
@@ -20,48 +40,49 @@ async def run_function_calls(
     context: ToolContext,
     *,
     timeout_s: float,
-) -> tuple[list[FunctionCallOutput], int]:
+    max_output_chars: int | None = None,
+    slots: AbstractAsyncContextManager[Any] | None = None,
+) -> CallOutputs:
     """Run the calls of one turn concurrently.
 
     Args:
         calls: what the policy asked for.
         tools: the tools on offer, by name.
         context: handed to tools that take one.
-        timeout_s: deadline of each call; a tool's own deadline goes before it.
-
-    Returns:
-        The outputs in the order of the calls, and how many of them say that something went wrong.
+        timeout_s: deadline of each call; a tool's own deadline goes before it. Waiting for a slot is not
+            part of it.
+        max_output_chars: where outputs are cut; a tool's own limit goes before it.
+        slots: limits how many calls run at once, such as a semaphore; each call enters it.
     """
-    outputs: list[FunctionCallOutput | None] = [None] * len(calls)
-    errors = 0
+    results = CallOutputs([])
 
-    async def run(position: int, call: FunctionCall) -> None:
-        nonlocal errors
+    async def run(call: FunctionCall) -> FunctionCallOutput:
+        tool = tools.get(call.name)
         try:
-            text = await _run_one(call, tools, context, timeout_s)
+            if tool is None:
+                offered = ", ".join(tools) or "none"
+                raise ToolError(f"there is no tool {call.name!r}; the tools are: {offered}", tool=call.name)
+            if slots is None:
+                output = await tool.answer(call.arguments, context, timeout_s, max_output_chars)
+            else:
+                async with slots:
+                    output = await tool.answer(call.arguments, context, timeout_s, max_output_chars)
         except ToolError as error:
-            errors += 1
-            text = f"Error: {error}"
-        outputs[position] = FunctionCallOutput(call_id=call.call_id, output=text)
+            results.errors += 1
+            return FunctionCallOutput(call_id=call.call_id, output=f"Error: {error}")
+        results.cut += output.cut
+        return FunctionCallOutput(call_id=call.call_id, output=output.text)
 
-    if len(calls) == 1:
-        await run(0, calls[0])
-    else:
-        async with anyio.create_task_group() as group:
-            for position, call in enumerate(calls):
-                group.start_soon(run, position, call)
-    return [output for output in outputs if output is not None], errors
+    if len(calls) == 1:  # nearly always; a task group costs as much as five calls
+        results.outputs.append(await run(calls[0]))
+        return results
+    outputs: dict[int, FunctionCallOutput] = {}
 
+    async def run_at(position: int, call: FunctionCall) -> None:
+        outputs[position] = await run(call)
 
-async def _run_one(
-    call: FunctionCall, tools: Mapping[str, Tool[..., Any]], context: ToolContext, timeout_s: float
-) -> str:
-    tool = tools.get(call.name)
-    if tool is None:
-        offered = ", ".join(tools) or "none"
-        raise ToolError(f"there is no tool {call.name!r}; the tools are: {offered}", tool=call.name)
-    limit_s = timeout_s if tool.timeout_s is None else tool.timeout_s
-    with anyio.move_on_after(limit_s) as scope:
-        return await tool.run(call.arguments, context)
-    assert scope.cancelled_caught
-    raise ToolError(f"{call.name} did not finish within {limit_s:g} s", tool=call.name)
+    async with anyio.create_task_group() as group:
+        for position, call in enumerate(calls):
+            group.start_soon(run_at, position, call)
+    results.outputs.extend(outputs[position] for position in range(len(calls)))
+    return results

@@ -60,6 +60,16 @@ class Arguments:
             except NotStrictError as error:
                 if strict:
                     raise ConfigurationError(f"tool {tool} cannot be strict: {error}") from error
+        self._is_flat = all(
+            _is_flat(schema, self._defs) for schema in self._plain.get("properties", {}).values()
+        )
+        self._validator = self._model.__pydantic_validator__
+        self._positional = [parameter for parameter in self._parameters if parameter.positional_only]
+        self._keywords = tuple(
+            (parameter.name, self._fields[parameter.name])
+            for parameter in self._parameters
+            if not parameter.positional_only
+        )
 
     def _build_model(self) -> type[BaseModel]:
         # The fields get neutral names: a user's argument may be called `schema`, `copy` or `_x`.
@@ -117,26 +127,36 @@ class Arguments:
         Raises:
             ToolError: the text is not a JSON object, or an argument is missing, unknown or of a wrong type.
         """
+        model = self._parse_flat(text) if self._is_flat else None
+        if model is None:
+            model = self._parse_any(text)
+        given, values = model.model_fields_set, model.__dict__
+        # an argument that comes by position cannot be left out, so its default is passed in its place
+        positional = [
+            values[field] if (field := self._fields[parameter.name]) in given else parameter.default
+            for parameter in self._positional
+        ]
+        return positional, {name: values[field] for name, field in self._keywords if field in given}
+
+    def _parse_flat(self, text: str) -> BaseModel | None:
+        """The short way, a fifth of the cost; None if only `_parse_any` can say what the text means."""
+        try:
+            model = self._validator.validate_json(text, strict=True)
+        except ValueError:
+            return None
+        finite = all(value - value == 0 for value in model.__dict__.values() if type(value) is float)
+        return model if finite else None
+
+    def _parse_any(self, text: str) -> BaseModel:
         values = self._read_object(text)
         problems: list[str] = []
         values = self._normalise(values, self._plain, "", problems)
         if problems:
             raise self._error(problems)
         try:
-            model = self._model.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
+            return self._model.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
         except ValidationError as error:
             raise self._error([self._describe(entry) for entry in error.errors(include_url=False)]) from None
-        positional: list[Any] = []
-        keywords: dict[str, Any] = {}
-        for parameter in self._parameters:
-            field = self._fields[parameter.name]
-            given = field in model.model_fields_set
-            if parameter.positional_only:
-                # an argument before it cannot be left out, so the default is passed in its place
-                positional.append(getattr(model, field) if given else parameter.default)
-            elif given:
-                keywords[parameter.name] = getattr(model, field)
-        return positional, keywords
 
     def _read_object(self, text: str) -> dict[str, Any]:
         if not text.strip():
@@ -222,6 +242,18 @@ class Arguments:
         if len(problems) > _MAX_PROBLEMS:
             text += f"; and {len(problems) - _MAX_PROBLEMS} more"
         return ToolError(f"invalid arguments for {self._tool}: {text}", tool=self._tool)
+
+
+def _is_flat(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> bool:
+    """Whether a value holds no objects and no list of numbers: then nothing in it needs `_normalise`."""
+    schema = resolve(schema, defs)
+    branches = schema.get("anyOf")
+    if branches:
+        return all(_is_flat(branch, defs) for branch in branches)
+    if schema.get("type") == "array":
+        items = schema.get("items")
+        return isinstance(items, dict) and items.get("type") in ("string", "integer", "boolean")
+    return schema.get("type") in ("string", "integer", "number", "boolean", "null")
 
 
 def _tag_matches(value: Any, schema: Mapping[str, Any]) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
-import anyio
-
-from gym_sdk.calling import call_function
-from gym_sdk.errors import ConfigurationError, ToolError
+from gym_sdk.calling import Deadline, call_async, call_in_thread, is_async
+from gym_sdk.errors import ConfigurationError, GymError, ToolError
 from gym_sdk.schema import FunctionTool
 from gym_sdk.tools.arguments import Arguments
 from gym_sdk.tools.context import ToolContext
-from gym_sdk.tools.output import output_of
+from gym_sdk.tools.output import Output, output_of
 from gym_sdk.tools.signature import read_signature
 
 __all__ = ["Tool", "ToolLike", "resolve_tools", "tool"]
@@ -32,6 +30,7 @@ class Tool(Generic[P, R]):
         name: what the policy calls it.
         description: what the policy reads about it.
         timeout_s: deadline of one call, in seconds; None leaves it to the rollout.
+        max_output_chars: longer outputs are cut; None leaves it to the rollout.
         schema: the tool as it is sent with a request.
         strict: whether the schema is in OpenAI's strict form.
     """
@@ -43,6 +42,7 @@ class Tool(Generic[P, R]):
         name: str | None = None,
         description: str | None = None,
         timeout_s: float | None = None,
+        max_output_chars: int | None = None,
         strict: bool | None = None,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
@@ -53,6 +53,7 @@ class Tool(Generic[P, R]):
             name: replaces the function's name.
             description: replaces the docstring.
             timeout_s: deadline of one call, in seconds.
+            max_output_chars: of a longer output the model reads only the head.
             strict: True insists on OpenAI's strict schema, False never uses it, None uses it if possible.
             namespace: local names that the annotations use.
 
@@ -64,12 +65,18 @@ class Tool(Generic[P, R]):
         signature = read_signature(function, name=name, description=description, namespace=namespace)
         if timeout_s is not None and not timeout_s > 0:
             raise ConfigurationError(f"tool {signature.name}: timeout_s must be positive, not {timeout_s}")
+        if max_output_chars is not None and max_output_chars < 1:
+            raise ConfigurationError(
+                f"tool {signature.name}: max_output_chars must be at least 1, not {max_output_chars}"
+            )
         self._function: Callable[P, R] = function
+        self._call = call_async if is_async(function) else call_in_thread
         self._arguments = Arguments(signature.name, signature.parameters, strict=strict)
         self.name = signature.name
         self.description = signature.description
         self.takes_context = signature.takes_context
         self.timeout_s = timeout_s
+        self.max_output_chars = max_output_chars
         self.strict = self._arguments.strict
         self.schema = FunctionTool(
             name=self.name,
@@ -105,31 +112,50 @@ class Tool(Generic[P, R]):
                 that has no text form. The message is for the model.
             ConfigurationError: the function wants a context and there is none.
         """
+        return (await self.answer(arguments, context)).text
+
+    async def answer(
+        self,
+        arguments: str,
+        context: ToolContext | None = None,
+        timeout_s: float | None = None,
+        max_output_chars: int | None = None,
+    ) -> Output:
+        """Do what `run` does, within limits where the tool has none of its own.
+
+        Args:
+            arguments: JSON text as the model wrote it; empty text means no arguments.
+            context: handed to a function whose first parameter is a `ToolContext`.
+            timeout_s: deadline of the call if the tool has none, in seconds.
+            max_output_chars: where an output is cut if the tool does not say.
+
+        Raises:
+            ToolError: as `run`.
+            ConfigurationError: as `run`.
+        """
         positional, keywords = self._arguments.parse(arguments)
         if self.takes_context:
             if context is None:
                 raise ConfigurationError(f"tool {self.name} takes a ToolContext; pass run(..., context=...)")
             positional.insert(0, context)
-        with anyio.move_on_after(self.timeout_s) as scope:
-            result = await self._call(positional, keywords)
-        if scope.cancelled_caught:
-            raise ToolError(f"{self.name} did not finish within {self.timeout_s:g} s", tool=self.name)
+        limit_s = timeout_s if self.timeout_s is None else self.timeout_s
+        with Deadline(limit_s) as deadline:
+            try:
+                result = await self._call(self._function, *positional, **keywords)
+            except ToolError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise ToolError(f"{self.name} failed: {_message(error)}", tool=self.name) from error
+        if deadline.expired:
+            raise ToolError(f"{self.name} did not finish within {limit_s:g} s", tool=self.name)
+        limit = max_output_chars if self.max_output_chars is None else self.max_output_chars
         try:
-            return output_of(result)
+            return output_of(result, limit)
         except (ValueError, RecursionError) as error:
             raise ToolError(
                 f"{self.name} returned a {type(result).__name__}, which cannot be written as JSON: {error}",
                 tool=self.name,
             ) from error
-
-    async def _call(self, positional: list[Any], keywords: dict[str, Any]) -> Any:
-        function = cast("Callable[..., Any]", self._function)
-        try:
-            return await call_function(function, *positional, **keywords)
-        except ToolError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ToolError(f"{self.name} failed: {_message(error)}", tool=self.name) from error
 
 
 ToolLike: TypeAlias = Tool[..., Any] | Callable[..., Any]
@@ -146,6 +172,7 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout_s: float | None = None,
+    max_output_chars: int | None = None,
     strict: bool | None = None,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
@@ -157,6 +184,7 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout_s: float | None = None,
+    max_output_chars: int | None = None,
     strict: bool | None = None,
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Make a tool of a typed function, as `@tool` or `@tool(name=...)`.
@@ -170,6 +198,7 @@ def tool(
         name: replaces the function's name.
         description: replaces the docstring's text.
         timeout_s: deadline of one call, in seconds.
+        max_output_chars: of a longer output the model reads only the head, and how much is missing.
         strict: True insists on OpenAI's strict schema, False never uses it, None uses it if possible (a
             free-form dict, for example, has none).
 
@@ -185,6 +214,7 @@ def tool(
             name=name,
             description=description,
             timeout_s=timeout_s,
+            max_output_chars=max_output_chars,
             strict=strict,
             namespace=namespace,
         )
@@ -214,5 +244,8 @@ def resolve_tools(tools: Iterable[ToolLike] | None) -> dict[str, Tool[..., Any]]
 def _message(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, GymError):  # its message is a sentence of its own
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "..."
