@@ -15,6 +15,7 @@ from backends.server.capture import ended_error, recording
 from backends.server.captures import CaptureStore
 from backends.server.errors import json_response
 from backends.server.exchange import KEEP_ALIVE_S, Exchange
+from backends.server.idempotency import FINAL
 from backends.server.state import RUNS, STORE, Run, StoredHistory, follow
 from backends.server.streams import make_in_background, stream
 from backends.server.surfaces import Surface
@@ -26,6 +27,9 @@ __all__ = ["CAPTURES", "DEFAULT_FORM", "KEEP_ALIVE_S", "POLICY", "answering", "r
 POLICY = web.AppKey("policy", Policy)
 CAPTURES = web.AppKey("captures", CaptureStore)
 DEFAULT_FORM: web.AppKey[TokenForm] = web.AppKey("token_form")
+
+_FINAL = frozenset({"completed", "incomplete"})
+"""Statuses of responses that were not ended from outside."""
 
 
 async def read_body(request: web.Request) -> dict[str, Any]:
@@ -103,7 +107,9 @@ async def _answer(http: web.Request, surface: Surface) -> web.StreamResponse:
         try:
             if asked.events is not None:
                 return await stream(exchange, asked.events)
-            return json_response(asked.write(await exchange.results()))
+            responses = await exchange.results()
+            http[FINAL] = all(response.status in _FINAL for response in responses)
+            return json_response(asked.write(responses))
         finally:
             await calls.aclose()
 
@@ -125,4 +131,5 @@ async def _in_background(exchange: Exchange) -> web.StreamResponse:
         raise
     if run.streamed:
         return await follow(http, run, keep_alive_s=exchange.keep_alive_s)
+    http[FINAL] = True  # its id tells what becomes of it
     return json_response(asked.write([queued]))

@@ -21,6 +21,7 @@ from backends.server.answering import (
 from backends.server.capture import CaptureLimits
 from backends.server.captures import CaptureStore
 from backends.server.errors import json_response
+from backends.server.idempotency import IdempotencyLimits, add_idempotency, idempotent
 from backends.server.models import add_model_routes
 from backends.server.operation import TRAFFIC, OperationConfig, operated_application, sees_details
 from backends.server.operations import OPERATIONS
@@ -45,6 +46,7 @@ def make_app(
     operation: OperationConfig | None = None,
     store: ResponseStore | None = None,
     background: BackgroundLimits | None = None,
+    idempotency: IdempotencyLimits | None = None,
 ) -> web.Application:
     """Return the application over a policy. The policy stays the caller's to close.
 
@@ -57,6 +59,7 @@ def make_app(
         operation: who may call, and how much the server takes on.
         store: keeps responses; the application closes it. By default they are kept in memory.
         background: how much may run in the background.
+        idempotency: how much is kept of answers to calls with an `Idempotency-Key`.
     """
     app = operated_application(policy, OPERATIONS, operation)
     app[POLICY] = policy
@@ -64,10 +67,11 @@ def make_app(
     app[KEEP_ALIVE_S] = keep_alive_s
     app[DEFAULT_FORM] = token_form
     app.cleanup_ctx.append(_sweeping)
+    add_idempotency(app, idempotency)
     for root in ("/v1", "/rollouts/{rollout_id}/v1"):
         for surface in (ResponsesSurface(), ChatSurface(), MessagesSurface()):
-            app.router.add_post(f"{root}/{surface.name}", answering(surface))
-    app.router.add_post("/v1/completions", answering(CompletionSurface(Completer(policy))))
+            app.router.add_post(f"{root}/{surface.name}", idempotent(answering(surface)))
+    app.router.add_post("/v1/completions", idempotent(answering(CompletionSurface(Completer(policy)))))
     app.add_routes(
         [
             web.post("/rollouts/{rollout_id}", _begin_capture),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backends.server.idempotency import KEY_HEADER
 from backends.server.operation import Operation
 from backends.server.surfaces.messages_body import MessagesRequest, PromptRequest
 from backends.server.tokenizing import DetokenizeRequest, TokenizeAnswer, TokenizeRequest
@@ -16,9 +17,19 @@ _AFTER = {"after": "how many calls are known already"}
 _READ = {"stream": "whether to follow its events", "starting_after": "the last event that is known"}
 _PAGE = {"after": "the last item that is known", "limit": "how many", "order": "`asc` or `desc`"}
 _VERSION = {"weight_version": "labels the weights"}
+_KEYED = {KEY_HEADER: "names the call: sent again under the same key, it is answered again, but sampled once"}
 
 OPERATIONS = (
-    Operation("POST", "/v1/responses", "Generate", ResponseRequest, Response, streams=True, captured=True),
+    Operation(
+        "POST",
+        "/v1/responses",
+        "Generate",
+        ResponseRequest,
+        Response,
+        streams=True,
+        captured=True,
+        headers=_KEYED,
+    ),
     Operation(
         "POST", "/v1/responses/input_tokens", "Count a prompt's tokens", ResponseRequest, captured=True
     ),
@@ -28,9 +39,11 @@ OPERATIONS = (
     Operation("DELETE", "/v1/responses/{response_id}", "Forget a response", captured=True),
     Operation("GET", "/v1/responses/{response_id}/input_items", "List its input", query=_PAGE, captured=True),
     Operation("POST", "/v1/responses/{response_id}/cancel", "Cancel it in the background", captured=True),
-    Operation("POST", "/v1/chat/completions", "Generate", _JSON, streams=True, captured=True),
-    Operation("POST", "/v1/completions", "Continue a text or token ids", _JSON, streams=True),
-    Operation("POST", "/v1/messages", "Generate", MessagesRequest, streams=True, captured=True),
+    Operation("POST", "/v1/chat/completions", "Generate", _JSON, streams=True, captured=True, headers=_KEYED),
+    Operation("POST", "/v1/completions", "Continue a text or token ids", _JSON, streams=True, headers=_KEYED),
+    Operation(
+        "POST", "/v1/messages", "Generate", MessagesRequest, streams=True, captured=True, headers=_KEYED
+    ),
     Operation("POST", "/v1/messages/count_tokens", "Count a prompt's tokens", PromptRequest, captured=True),
     Operation("POST", "/tokenize", "Tokenize a prompt or a chat", TokenizeRequest, TokenizeAnswer),
     Operation("POST", "/detokenize", "Turn tokens into text", DetokenizeRequest),

@@ -38,7 +38,8 @@ async def test_operations_say_who_may_call_and_what_comes_back(renderer: Templat
         "/ResponseRequest"
     )
     captured = document["paths"]["/rollouts/{rollout_id}/v1/responses"]["post"]
-    assert [parameter["name"] for parameter in captured["parameters"]] == ["rollout_id"]
+    named = [(parameter["in"], parameter["name"]) for parameter in captured["parameters"]]
+    assert named == [("path", "rollout_id"), ("header", "Idempotency-Key")]
     assert document["paths"]["/health"]["get"]["security"] == []
     assert document["paths"]["/pause_generation"]["post"]["security"][0] == {"adminBearer": []}
     upload = document["paths"]["/update_weights_from_tensor"]["post"]

@@ -67,6 +67,7 @@ class Operation:
         streams: whether the answer may come as server-sent events, too.
         captured: whether the route stands under `/rollouts/{rollout_id}`, too.
         query: parameters in the query, and what they are for.
+        headers: parameters in the head, and what they are for.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -78,6 +79,7 @@ class Operation:
     streams: bool = False
     captured: bool = False
     query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -139,7 +141,11 @@ def _described(number: int, operation: Operation, path: str, schemas: _Schemas) 
         "operationId": f"{operation.method.lower()}{re.sub(r'[^a-z]+', '_', path)}",
         "tags": [kind.value],
         "security": _SECURITY[kind],
-        "parameters": [*_path_parameters(path), *_query_parameters(operation.query)],
+        "parameters": [
+            *_path_parameters(path),
+            *_described_parameters("query", operation.query),
+            *_described_parameters("header", operation.headers),
+        ],
         "responses": {
             str(operation.status): {
                 "description": "the answer",
@@ -175,6 +181,6 @@ def _path_parameters(path: str) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _query_parameters(query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    for name, description in query.items():
-        yield {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+def _described_parameters(place: str, described: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for name, description in described.items():
+        yield {"name": name, "in": place, "description": description, "schema": {"type": "string"}}
