@@ -1,4 +1,4 @@
-"""The command line: `gym-sdk demo | serve | check | rollout | tiny`."""
+"""The command line: `gym-sdk demo | serve | check | rollout | store | tiny`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from backends.threads import spin_briefly
-from gym_sdk.cli import check, demo, rollout, serve, tiny
+from gym_sdk.cli import check, demo, rollout, serve, store, tiny
 from gym_sdk.errors import GymError
 
 __all__ = ["main"]
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--log-level", default="warning", help="debug, info, warning or error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, serve, check, rollout, tiny):
+    for module in (demo, serve, check, rollout, store, tiny):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     logging.basicConfig(

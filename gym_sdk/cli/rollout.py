@@ -6,10 +6,15 @@ import argparse
 import asyncio
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gym_sdk.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gym_sdk.rollout import Collection
+    from gym_sdk.schema import Task
 
 __all__ = ["add_parser"]
 
@@ -20,14 +25,34 @@ def add_parser(commands: Any) -> None:
         "rollout", help="collect rollouts of the tasks in a JSONL file", description=__doc__
     )
     parser.add_argument("tasks", metavar="TASKS.jsonl", type=Path)
-    parser.add_argument("--url", help="API root of a server; an embedded engine by default")
+    parser.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="API root of a server, repeatable for replicas; an embedded engine by default",
+    )
     parser.add_argument("--model", help="the model's name on the server, or a folder for the embedded engine")
-    parser.add_argument("--out", type=Path, help="JSONL file for the rollouts")
+    parser.add_argument(
+        "--out",
+        "--store",
+        type=Path,
+        help="JSONL file for the rollouts (zstd if it ends in .zst); if it is there, the run goes on from it",
+    )
     parser.add_argument("--verifier", help="module:name of a verifier", default=None)
     parser.add_argument("--tool", action="append", default=[], help="module:name of a tool; repeatable")
-    parser.add_argument("--group-size", type=int, default=1)
-    parser.add_argument("--concurrency", type=int, default=256)
-    parser.add_argument("--max-turns", type=int, default=16)
+    parser.add_argument("--group-size", type=int, default=1, help="rollouts of each task")
+    parser.add_argument("--spare", type=int, default=0, help="more of each, of which the last are cancelled")
+    parser.add_argument("--epochs", type=int, default=1, help="how often all tasks are attempted")
+    parser.add_argument("--concurrency", type=int, default=256, help="rollouts at once")
+    parser.add_argument(
+        "--model-calls", type=int, help="model calls at once; no limit of their own by default"
+    )
+    parser.add_argument("--max-turns", type=int, default=16, help="model calls of one rollout")
+    parser.add_argument(
+        "--keep-partial",
+        action="store_true",
+        help="store rollouts that a signal cuts off, to go on from them",
+    )
     parser.add_argument("--max-output-tokens", type=int)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int)
@@ -35,22 +60,41 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Collect, print the table, and report whether every rollout ended with an outcome of its own."""
+    """Collect, print the table, and report whether every rollout ended with an outcome of its own.
+
+    SIGINT and SIGTERM end it properly: nothing goes on in the server, and the file is whole.
+    """
+    if arguments.keep_partial and arguments.out is None:
+        raise ConfigurationError("--keep-partial needs a file to keep them in: --out FILE")
     return asyncio.run(_run(arguments))
 
 
 async def _run(arguments: argparse.Namespace) -> int:
-    from gym_sdk.client import GymClient
     from gym_sdk.environments import load_tasks
-    from gym_sdk.rollout import Limits, Sampling
+    from gym_sdk.rollout.signals import stop_on_signals
 
     tasks = load_tasks(arguments.tasks)
+    collection = None
+    async with stop_on_signals() as stop:
+        collection = await _collect(arguments, tasks)
+    if collection is not None:
+        print(collection)
+    if stop.signal is not None:
+        print(f"gym-sdk rollout: {_how_to_go_on(stop.signal.name, arguments.out)}", file=sys.stderr)
+        return stop.exit_status
+    return 1 if collection is None or collection.failures else 0
+
+
+async def _collect(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Collection:
+    from gym_sdk.client import GymClient
+    from gym_sdk.rollout import DynamicSampling, Limits, Sampling, Schedule
+
     if arguments.url:
         client = GymClient(arguments.url, model=arguments.model)
     else:
         client = GymClient.local(arguments.model)
     async with client:
-        collection = await client.collect(
+        return await client.collect(
             tasks,
             tools=[_load(name) for name in arguments.tool],
             verifier=_load(arguments.verifier) if arguments.verifier else None,
@@ -60,12 +104,25 @@ async def _run(arguments: argparse.Namespace) -> int:
                 max_output_tokens=arguments.max_output_tokens,
                 seed=arguments.seed,
             ),
-            limits=Limits(concurrency=arguments.concurrency, max_turns=arguments.max_turns),
+            limits=Limits(
+                concurrency=arguments.concurrency,
+                max_turns=arguments.max_turns,
+                model_calls=arguments.model_calls,
+            ),
+            schedule=Schedule(epochs=arguments.epochs),
+            dynamic=DynamicSampling(spare=arguments.spare),
             store=arguments.out,
+            keep_partial=arguments.keep_partial,
             progress=sys.stderr.isatty(),
         )
-    print(collection)
-    return 1 if collection.failures else 0
+
+
+def _how_to_go_on(signal_name: str, store: Path | None) -> str:
+    if store is None:
+        return f"stopped by {signal_name}; nothing was kept (--out FILE keeps what is finished)"
+    return (
+        f"stopped by {signal_name}; what was finished is in {store}, and the same command goes on from there"
+    )
 
 
 def _load(name: str) -> Any:
