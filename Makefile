@@ -10,11 +10,12 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 OLD_OPENAI := $(VENV)/openai-2.8.0
 TRL := $(VENV)/trl
 SGLANG := .venv-sglang
+PEERS := .venv-peers
 
 # OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo demo-sglang test lint bench format sglang-cpu clean
+.PHONY: demo demo-sglang test lint bench bench-rollouts format sglang-cpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -57,6 +58,15 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/engine.py
 
+# peers that don't go with the SDK's own environment
+$(PEERS)/.done: requirements/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip --disable-pip-version-check --quiet install -r requirements/peers.txt
+	@touch $@
+
+bench-rollouts: $(VENV)/.dev $(PEERS)/.done
+	$(BIN)/python benchmarks/rollouts.py $(BENCH_ARGS)
+
 # the real SGLang on a machine without a GPU, in an environment of its own: pinned, with stand-ins for its kernels
 $(SGLANG)/.done: requirements/sglang-cpu.txt $(wildcard requirements/sglang-cpu/*)
 	$(PYTHON) -m venv $(SGLANG)
@@ -69,4 +79,4 @@ $(SGLANG)/.done: requirements/sglang-cpu.txt $(wildcard requirements/sglang-cpu/
 sglang-cpu: $(SGLANG)/.done
 
 clean:
-	rm -rf $(VENV) $(SGLANG) build dist runs *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(PEERS) build dist runs *.egg-info
