@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +19,32 @@ from gym_sdk.errors import ConfigurationError, DeadlineError
 from gym_sdk.rollout import (
     Collection,
     Deadlines,
+    DynamicSampling,
     Limits,
     Retry,
-    RolloutSpec,
     RolloutStream,
     Sampling,
+    Schedule,
+    Staleness,
     StreamOptions,
     TaskSource,
-    run_rollout,
+    WeightClock,
 )
-from gym_sdk.rollout.stream import as_task
+from gym_sdk.rollout.run import run_rollout
+from gym_sdk.rollout.source import as_task
+from gym_sdk.rollout.spec import Gates, RolloutSpec
 from gym_sdk.schema import Response, ResponseRequest, Rollout, Task, TokenForm, as_items
-from gym_sdk.schema.weights import WeightsGroup
 from gym_sdk.tools import ToolLike, resolve_tools
-from gym_sdk.transport import AnyWeights, ServingTransport, Transport, with_retries
+from gym_sdk.trackers import Tracker
+from gym_sdk.transport import (
+    Breaker,
+    Dispatch,
+    ReplicaHealth,
+    Replicas,
+    ServingTransport,
+    Transport,
+)
+from gym_sdk.updates import WeightUpdates
 from gym_sdk.verifiers import Verifier
 
 if TYPE_CHECKING:
@@ -46,40 +58,45 @@ API_KEY_VARIABLE = "GYM_SDK_API_KEY"
 """The environment variable with the key that servers ask for and clients send."""
 
 
-class GymClient:
+class GymClient(WeightUpdates):
     """A policy behind an OpenAI-compatible server, or in this process (`GymClient.local`).
 
     Use it as `async with GymClient(...) as client`; leaving the context closes its connections, or its
     engine. Any number of clients live in one event loop.
 
     Args:
-        base_url: the server's API root, e.g. `http://localhost:8000/v1`.
+        base_url: the server's API root, e.g. `http://localhost:8000/v1`; or those of several replicas, over
+            which calls are spread. The rollouts of a group stay on one of them as long as it is well.
         model: the model's name on that server.
         api_key: sent as a bearer token; by default what the environment variable `GYM_SDK_API_KEY` holds.
         headers: sent with every request.
         retry: how infrastructure failures are tried again.
+        breaker: when a replica that fails is left alone, and how long calls wait for one.
         token_form: how rollouts ask for their tokens. `compact` moves each token once, and needs a server of
             this project; others answer in their own form, which is understood as well.
 
     Raises:
-        ConfigurationError: `base_url` is not an HTTP address.
+        ConfigurationError: `base_url` is not an HTTP address, or two replicas have the same.
     """
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         *,
         model: str | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         token_form: TokenForm = "compact",
     ) -> None:
-        from gym_sdk.transport.http import HttpTransport
+        from gym_sdk.transport.http import http_transports
 
         self._api_key = api_key = api_key or os.environ.get(API_KEY_VARIABLE)
-        self._base_url: str | None = base_url
-        self._setup(HttpTransport(base_url, api_key=api_key, headers=headers), model, retry, token_form)
+        urls = [base_url] if isinstance(base_url, str) else list(base_url)
+        transports = http_transports(urls, api_key=api_key, headers=headers)
+        self._base_url: str | None = urls[0]
+        self._setup(transports, model, token_form, retry, breaker)
 
     @classmethod
     def local(
@@ -118,26 +135,37 @@ class GymClient:
     @classmethod
     def over(
         cls,
-        transport: Transport,
+        transport: Transport | Sequence[Transport],
         *,
         model: str | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         token_form: TokenForm = "compact",
     ) -> GymClient:
-        """Return a client over a transport of your own."""
+        """Return a client over a transport of your own, or over several that reach replicas of one policy."""
         client = cls.__new__(cls)
         client._api_key = None
         client._base_url = None
-        client._setup(transport, model, retry, token_form)
+        transports = [transport] if not isinstance(transport, Sequence) else list(transport)
+        client._setup(transports, model, token_form, retry, breaker)
         return client
 
     def _setup(
-        self, transport: Transport, model: str | None, retry: Retry | None, token_form: TokenForm
+        self,
+        transports: list[Any],
+        model: str | None,
+        token_form: TokenForm,
+        retry: Retry | None,
+        breaker: Breaker | None,
     ) -> None:
-        self.transport = transport
+        self._transports: list[Transport] = transports
+        self.transport: Transport = transports[0] if len(transports) == 1 else Replicas(transports)
         self.token_form: TokenForm = token_form
         self.model = model
         self.retry = retry or Retry()
+        self.breaker = breaker or Breaker()
+        self.weights = WeightClock()
+        self._dispatch: Dispatch | None = None
         self._stack: AsyncExitStack | None = None
 
     async def open(self) -> None:
@@ -151,7 +179,9 @@ class GymClient:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.transport.aclose)
             await self.transport.open()
-            self._stack = stack.pop_all()
+            dispatch = Dispatch(self._transports, retry=self.retry, breaker=self.breaker)
+            stack.push_async_callback(dispatch.aclose)
+            self._stack, self._dispatch = stack.pop_all(), dispatch
 
     async def aclose(self) -> None:
         """Close the connections, or the embedded engine; without effect if it is closed."""
@@ -196,7 +226,7 @@ class GymClient:
             ConfigurationError: the client is not open, or the fields ask for a stream.
             pydantic.ValidationError: a field does not fit the API's shape.
         """
-        self._check_open()
+        dispatch = self._opened()
         if fields.get("stream"):
             raise ConfigurationError("`respond` answers in one piece; stream with `client.openai()`")
         body: dict[str, Any] = {"model": self.model, "instructions": instructions, **fields}
@@ -206,8 +236,7 @@ class GymClient:
             body["tools"] = schemas
         request = ResponseRequest.model_validate({**body, "input": _input(input)})
         with anyio.move_on_after(deadline_s) as scope:
-            response, _ = await with_retries(lambda: self.transport.respond(request), self.retry)
-            return response
+            return (await dispatch.respond(request)).response
         assert scope.cancelled_caught
         raise DeadlineError("the model call", seconds=deadline_s)
 
@@ -221,6 +250,7 @@ class GymClient:
         sampling: Sampling | None = None,
         deadlines: Deadlines | None = None,
         limits: Limits | None = None,
+        begun: Rollout | None = None,
     ) -> Rollout:
         """Attempt a task once: model calls and tool calls in turn, then the verifier.
 
@@ -234,13 +264,15 @@ class GymClient:
             sampling: temperature, limits on tokens, seed.
             deadlines: how long each thing may take.
             limits: how many model calls a rollout may make.
+            begun: a cancelled attempt at the same task, to go on from: its turns and tokens stay.
 
         Raises:
-            ConfigurationError: the arguments contradict each other, or the client is not open.
+            ConfigurationError: the arguments contradict each other, the attempt cannot be gone on from, or
+                the client is not open.
         """
-        self._check_open()
+        self._opened()
         spec = self._spec(tools, verifier, environment, sampling, deadlines, limits)
-        return await run_rollout(_with_id(as_task(task)), 0, spec, self._respond)
+        return await run_rollout(_with_id(as_task(task)), spec, begun=begun)
 
     def rollouts(
         self,
@@ -253,8 +285,14 @@ class GymClient:
         sampling: Sampling | None = None,
         deadlines: Deadlines | None = None,
         limits: Limits | None = None,
+        schedule: Schedule | None = None,
+        dynamic: DynamicSampling | None = None,
+        staleness: Staleness | None = None,
         store: str | Path | None = None,
+        begun: Iterable[Rollout] = (),
+        keep_partial: bool = False,
         progress: bool = False,
+        tracker: Tracker | None = None,
     ) -> RolloutStream:
         """Attempt many tasks; use it as `async with client.rollouts(...) as stream`.
 
@@ -264,28 +302,40 @@ class GymClient:
             tasks: tasks or texts, from any iterable or asynchronous iterable; read as far as needed.
             tools: functions that the policy may call.
             verifier: scores each rollout.
-            environment: tools, verifier and per-rollout state in one, instead of `tools` and `verifier`.
+            environment: tools, verifiers and per-rollout state in one, instead of `tools` and `verifier`.
             group_size: rollouts of each task.
             sampling: temperature, limits on tokens, seed.
-            deadlines: how long each thing may take.
-            limits: how many rollouts run at once, how many model calls each may make.
-            store: JSONL file to which each rollout is appended when it finishes.
+            deadlines: how long each thing may take, and the whole stream.
+            limits: how much runs at once, how many model calls each rollout may make.
+            schedule: order, epochs, ramp and look-ahead of admission.
+            dynamic: spares, refills and early stops of groups.
+            staleness: how old the weights of a rollout may be.
+            store: journal (JSONL, or zstd if it ends in `.zst`) to which each rollout is appended when it
+                finishes. What it holds already is not sampled again, and delivered as if it had been.
+            begun: cancelled attempts to go on from.
+            keep_partial: whether rollouts that are cancelled when the stream is left stay, in the store and
+                in `stream.partial`, so that a later stream can go on from them; it takes those in its store
+                by itself.
             progress: whether to show a progress bar.
+            tracker: gets the stream's metrics every ten seconds, and at its end.
 
         Raises:
             ConfigurationError: the arguments contradict each other, or the client is not open.
         """
-        self._check_open()
+        self._opened()
         spec = self._spec(tools, verifier, environment, sampling, deadlines, limits)
         options = StreamOptions(
             group_size=group_size,
-            concurrency=spec.limits.concurrency,
+            schedule=schedule or Schedule(),
+            dynamic=dynamic or DynamicSampling(),
+            staleness=staleness,
             store=Path(store) if store is not None else None,
+            begun=tuple(begun),
+            keep_partial=keep_partial,
             progress=progress,
+            tracker=tracker,
         )
-        return RolloutStream(
-            tasks, lambda task, index: run_rollout(task, index, spec, self._respond), options
-        )
+        return RolloutStream(tasks, spec, options)
 
     async def collect(self, tasks: TaskSource, **options: Any) -> Collection:
         """Run `rollouts(tasks, **options)` to its end and return all groups, in the order of the tasks.
@@ -296,7 +346,7 @@ class GymClient:
         started = perf_counter()
         async with self.rollouts(tasks, **options) as stream:
             groups = [group async for group in stream]
-        groups.sort(key=lambda group: stream.position(group.task.id or ""))
+        groups.sort(key=lambda group: (group.epoch, stream.position(group.task.id or "")))
         return Collection(groups, perf_counter() - started)
 
     def capture(
@@ -326,7 +376,7 @@ class GymClient:
         """
         from gym_sdk.capture import CaptureSession
 
-        self._check_open()
+        self._opened()
         if not isinstance(self.transport, ServingTransport):
             raise ConfigurationError(
                 f"{type(self.transport).__name__} gives its policy no address that an agent could call"
@@ -344,65 +394,6 @@ class GymClient:
             retry=self.retry,
             deadlines=deadlines or Deadlines(),
         )
-
-    async def update_weights(
-        self,
-        source: AnyWeights,
-        *,
-        version: str,
-        deadline_s: float = 600.0,
-    ) -> None:
-        """Replace the policy's weights.
-
-        Args:
-            source: a folder in the Hugging Face layout that the server sees; tensors by parameter name; or,
-                with SGLang, an `AdapterWeights` or a `BroadcastWeights` (see `gym_sdk.grpo.BroadcastSync`).
-            version: labels the tokens that these weights will sample.
-            deadline_s: how long it may take, in seconds.
-
-        Raises:
-            PolicyError: the weights cannot be used; the old ones keep serving.
-            TransportError: the server was not reached.
-            DeadlineError: it did not finish in time; which weights serve is then unknown.
-        """
-        self._check_open()
-        with anyio.move_on_after(deadline_s) as scope:
-            await self.transport.update_weights(source, version=version)
-        if scope.cancelled_caught:
-            raise DeadlineError("the weight update", seconds=deadline_s)
-
-    async def weight_ranks(self) -> int:
-        """Return how many ranks the policy's engine takes in a weights group.
-
-        Raises:
-            ConfigurationError: the engine is embedded, and joins none.
-            PolicyError: the server's engine joins none.
-            TransportError: the server was not reached.
-        """
-        self._check_open()
-        return await self.transport.weight_ranks()
-
-    async def join_weights_group(self, group: WeightsGroup, *, deadline_s: float = 120.0) -> None:
-        """Have the policy's engine join a process group, over which `BroadcastWeights` come.
-
-        Rank 0 must be listening already; this returns when all ranks are there.
-
-        Raises:
-            ConfigurationError: the engine is embedded, and joins none.
-            PolicyError: the group did not come together, or the server's engine joins none.
-            TransportError: the server was not reached.
-            DeadlineError: it took longer than `deadline_s` seconds.
-        """
-        self._check_open()
-        with anyio.move_on_after(deadline_s) as scope:
-            await self.transport.join_weights_group(group)
-        if scope.cancelled_caught:
-            raise DeadlineError("the weights group's coming together", seconds=deadline_s)
-
-    async def leave_weights_group(self, name: str) -> None:
-        """Have the policy's engine leave a group; without effect on one that it does not know (any more)."""
-        self._check_open()
-        await self.transport.leave_weights_group(name)
 
     def openai(self) -> AsyncOpenAI:
         """Return the openai package's client for the same server; close it yourself.
@@ -430,21 +421,31 @@ class GymClient:
             environment = Environment(tools=resolved, verifier=verifier)
         elif resolved or verifier is not None:
             raise ConfigurationError("give `environment`, or `tools` and `verifier`, not both")
+        limits = limits or Limits()
         return RolloutSpec(
+            caller=self._opened(),
+            token_form=self.token_form,
             model=self.model,
             environment=environment,
             sampling=sampling or Sampling(),
             deadlines=deadlines or Deadlines(),
-            limits=limits or Limits(),
-            retry=self.retry,
+            limits=limits,
+            gates=Gates.of(limits),
+            clock=self.weights,
         )
 
-    async def _respond(self, request: ResponseRequest) -> Response:
-        return await self.transport.respond(request, token_form=self.token_form)
-
-    def _check_open(self) -> None:
-        if self._stack is None:
+    def _opened(self) -> Dispatch:
+        if self._stack is None or self._dispatch is None:
             raise ConfigurationError("the client is not open; use `async with GymClient(...) as client`")
+        return self._dispatch
+
+    def health(self) -> list[ReplicaHealth]:
+        """Return how each replica is doing: whether it answers, what is in flight, what failed.
+
+        Raises:
+            ConfigurationError: the client is not open.
+        """
+        return self._opened().health()
 
 
 def _input(value: str | Iterable[Any]) -> Any:

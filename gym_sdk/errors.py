@@ -6,6 +6,7 @@ cross process boundaries) and carry the data that a handler needs as attributes.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "DeadlineError",
     "GymError",
     "PolicyError",
+    "StoreError",
     "TokenContractError",
     "ToolError",
     "TransportError",
@@ -185,3 +187,27 @@ class CheckpointError(GymError, ValueError):
     def __init__(self, message: str, *, path: str | Path) -> None:
         super().__init__(f"{path}: {message}")
         self.path = str(path)
+
+
+class StoreError(GymError, OSError):
+    """A store of rollouts cannot be opened, read or written; no rollout that was written is lost by it.
+
+    Attributes:
+        path: the file.
+        line: 1-based line number, if one line is at fault.
+        errno: the operating system's error number, if it said one (`errno.ENOSPC`: the disk is full).
+    """
+
+    def __init__(
+        self, message: str, *, path: str | Path, line: int | None = None, errno: int | None = None
+    ) -> None:
+        where = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{where}: {message}")
+        self.message = message
+        self.path = str(path)
+        self.line = line
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `errno` lives outside of __dict__, in OSError itself
+        return partial(type(self), path=self.path, line=self.line, errno=self.errno), (self.message,)

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from gym_sdk.errors import ConfigurationError
+from gym_sdk.schema import RolloutKey
 
 __all__ = ["Deadlines", "Limits", "Sampling"]
 
@@ -25,22 +26,27 @@ class Sampling:
     """Most tokens of one model call; the rest of the context by default."""
     seed: int | None = None
     """Makes rollouts repeatable. Each model call gets a seed of its own, made from this one, the task's id,
-    the rollout's index and the turn, so that the rollouts of a group differ."""
+    the rollout's index, its epoch and the turn, so that the rollouts of a group differ."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further request fields, sent as they are, e.g. `{"chat_template_kwargs": {...}}`."""
 
-    def fields(self, task_id: str, index: int, turn: int) -> dict[str, Any]:
-        """Return the request fields of one model call."""
+    def fields(self) -> dict[str, Any]:
+        """Return the request fields that all model calls have."""
         fields: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             "max_output_tokens": self.max_output_tokens,
         }
-        if self.seed is not None:
-            text = f"{self.seed}/{task_id}/{index}/{turn}".encode()
-            fields["seed"] = int.from_bytes(blake2b(text, digest_size=7).digest())
         return {name: value for name, value in fields.items() if value is not None} | self.extra
+
+    def seed_of(self, key: RolloutKey, turn: int) -> int | None:
+        """Return the seed of one model call, or None if nothing was said about seeds."""
+        if self.seed is None or "seed" in self.extra:
+            return None
+        epoch = f"@{key.epoch}" if key.epoch else ""
+        text = f"{self.seed}/{key.task_id}{epoch}/{key.index}/{turn}".encode()
+        return int.from_bytes(blake2b(text, digest_size=7).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +67,23 @@ class Deadlines:
     """One verification."""
     setup_s: float = 120.0
     """An environment's `setup`, and its `teardown`."""
+    run_s: float | None = None
+    """A whole stream: when it is over, rollouts in flight are cancelled, and iterating raises a
+    `DeadlineError` after the groups that had finished. None: as long as it takes."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"Deadlines.{name} must be positive, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (value is None and name == "run_s") and not value > 0:
+                raise ConfigurationError(f"Deadlines.{name} must be positive, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much runs at once, and how long a rollout may get.
+
+    Each limit holds for one stream. What waits for a place is served in the order in which its rollout was
+    admitted, so that old groups finish before new ones go on.
 
     Raises:
         ConfigurationError: a limit is not positive.
@@ -80,8 +93,18 @@ class Limits:
     """Rollouts in flight. A finished group that nobody has taken yet still holds one place."""
     max_turns: int = 16
     """Model calls of one rollout."""
+    model_calls: int | None = None
+    """Model calls in flight, their retries included; as many as there are rollouts by default."""
+    tool_calls: int | None = None
+    """Tool calls running; no limit of their own by default. Plain functions also share threads (see
+    `docs/blocking.md`)."""
+    verifiers: int | None = None
+    """Verifiers running; no limit of their own by default."""
+    tool_output_chars: int | None = 200_000
+    """Longest output of a tool, in characters; the model is told what was cut. None: no limit."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"Limits.{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"Limits.{name} must be at least 1, not {value}")

@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import anyio
 from pydantic import ValidationError
 
-from gym_sdk.environments import Environment
+from gym_sdk.calling import Deadline
 from gym_sdk.errors import (
     ConfigurationError,
     ContextOverflowError,
     DeadlineError,
-    GymError,
     PolicyError,
     TransportError,
 )
 from gym_sdk.rollout.calls import run_function_calls
-from gym_sdk.rollout.config import Deadlines, Limits, Sampling
+from gym_sdk.rollout.deadline import to_its_end, was_cancelled, within
+from gym_sdk.rollout.requests import RequestWriter
+from gym_sdk.rollout.slots import Slots
+from gym_sdk.rollout.spec import RolloutSpec
+from gym_sdk.rollout.staleness import oldest_version
 from gym_sdk.schema import (
-    Failure,
     FunctionCall,
+    FunctionCallOutput,
     Item,
     ModelCall,
     Outcome,
-    Response,
-    ResponseRequest,
     Rollout,
+    Stage,
     Task,
     Timing,
     Truncation,
+    Turn,
 )
 from gym_sdk.tokens import CallTokens, chained
-from gym_sdk.tools import Tool, ToolContext, resolve_tools
-from gym_sdk.transport import Retry, with_retries
+from gym_sdk.tools import Tool, ToolContext
+from gym_sdk.transport.dispatch import Answer
 from gym_sdk.verifiers import run_verifier
 
-__all__ = ["RolloutSpec", "input_items", "run_rollout"]
+__all__ = ["RolloutRun", "input_items", "run_rollout"]
 
 _log = logging.getLogger(__name__)
 
-Respond = Callable[[ResponseRequest], Awaitable[Response]]
+_UNFINISHED = frozenset({"cancelled", "failed", "queued", "in_progress"})
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutSpec:
-    """Everything about a rollout but its task."""
-
-    model: str | None = None
-    environment: Environment = field(default_factory=Environment)
-    sampling: Sampling = field(default_factory=Sampling)
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    limits: Limits = field(default_factory=Limits)
-    retry: Retry = field(default_factory=Retry)
-
-
-async def run_rollout(task: Task, index: int, spec: RolloutSpec, respond: Respond) -> Rollout:
+async def run_rollout(task: Task, spec: RolloutSpec, *, begun: Rollout | None = None) -> Rollout:
     """Attempt a task once.
 
     Whatever goes wrong is the rollout's outcome, not an exception; what was collected until then stays in
@@ -69,170 +58,202 @@ async def run_rollout(task: Task, index: int, spec: RolloutSpec, respond: Respon
 
     Args:
         task: the problem.
-        index: position in the task's group.
-        spec: tools, verifier, sampling, deadlines, limits.
-        respond: sends one request, once.
+        spec: the policy, tools, verifier, sampling, deadlines, limits.
+        begun: a cancelled attempt at the same task, to go on from.
 
     Raises:
-        ConfigurationError: the task's input is not made of items.
+        ConfigurationError: the task's input is not made of items, or the attempt cannot be gone on from.
     """
-    return await _Run(task, index, spec, respond).run()
+    return await RolloutRun(task, spec, begun=begun).run()
 
 
-class _Run:
-    """The state of one rollout in flight."""
+class RolloutRun:
+    """One rollout in flight.
 
-    def __init__(self, task: Task, index: int, spec: RolloutSpec, respond: Respond) -> None:
+    Args:
+        task: the problem; its id names the group.
+        spec: the policy, tools, verifier, sampling, deadlines, limits.
+        index: position in the group.
+        epoch: how often the task's group was attempted before.
+        order: what is admitted earlier has a smaller one, and goes first where something is scarce.
+        begun: a cancelled attempt to go on from: its items and tokens stay as they are.
+
+    Attributes:
+        rollout: what there is so far. A call that is in flight is not in it.
+        born: the number of the oldest weights that it was sampled with; None before its first model call, or
+            without a clock.
+
+    Raises:
+        ConfigurationError: the task's input is not made of items, or the attempt cannot be gone on from.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        spec: RolloutSpec,
+        *,
+        index: int = 0,
+        epoch: int = 0,
+        order: int = 0,
+        begun: Rollout | None = None,
+    ) -> None:
         self._task = task
         self._spec = spec
-        self._respond = respond
+        self._order = order
         self._state: Any = None
-        self._where = "setup"
-        self._previous: str | None = None  # the response that the next request may continue
-        self._seen = 0  # how many items the server knows with it
-        self._echo = True  # whether the items that are sent carry their tokens
-        items = input_items(task)
-        self._rollout = Rollout(
-            id=f"ro_{uuid4().hex}",
-            task=task,
-            index=index,
-            items=items,
-            input_items=len(items),
-            metrics={"turns": 0.0, "tool_calls": 0.0, "tool_errors": 0.0},
-            timing=Timing(started_at=time.time()),
+        self._stage = Stage.SETUP
+        self._writer: RequestWriter
+        self._tools: dict[str, Tool[..., Any]] = {}
+        self._affinity = f"{task.id}@{epoch}"
+        self._times = _Times()
+        self.born: int | None = None
+        self.rollout = (
+            _empty_rollout(task, index, epoch)
+            if begun is None
+            else _going_on(begun, spec.environment.has_state)
         )
+        if begun is not None:
+            self._times = _Times.of(begun.timing)
 
     async def run(self) -> Rollout:
-        rollout, deadline_s = self._rollout, self._spec.deadlines.rollout_s
+        """Attempt the task; see `run_rollout`."""
+        rollout, deadline_s = self.rollout, self._spec.deadlines.rollout_s
         started = time.perf_counter()
         try:
-            with anyio.fail_after(deadline_s) as scope:
+            with Deadline(deadline_s) as deadline:
                 await self._attempt()
-        except TimeoutError as error:
-            expired = scope.cancelled_caught and not isinstance(error, GymError)
-            self._fail(DeadlineError("the rollout", seconds=deadline_s) if expired else error)
+            # later: some code of a user swallowed the cancellation
+            if deadline.expired or time.perf_counter() - started > deadline_s:
+                rollout.fail(DeadlineError("the rollout", seconds=deadline_s), self._stage)
+        except asyncio.CancelledError as error:
+            if was_cancelled():
+                raise
+            rollout.fail(error, self._stage)  # some code of a user raised it by itself
         except Exception as error:
-            self._fail(error)
+            rollout.fail(error, self._stage)
         finally:
-            rollout.timing.duration_s = time.perf_counter() - started
-        _log.debug("rollout %s of task %s: %s", rollout.id, rollout.task_id, rollout.outcome)
+            self._times.duration_s += time.perf_counter() - started
+            rollout.timing = self._times.timing(rollout.timing.started_at)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("rollout %s of task %s: %s", rollout.id, rollout.task_id, rollout.outcome)
         return rollout
 
     async def _attempt(self) -> None:
-        environment = self._spec.environment
-        set_up = False
+        environment, deadlines = self._spec.environment, self._spec.deadlines
+        if environment.setup is not None:
+            setup = environment.start(self._task)
+            self._state = await within("the environment's setup", deadlines.setup_s, setup)
         try:
-            with self._deadline("the environment's setup", self._spec.deadlines.setup_s):
-                self._state = await environment.start(self._task)
-            set_up = True
-            tools = resolve_tools(environment.tools_for(self._state))
-            self._where = "model_call"
-            await self._converse(tools)
-            self._where = "verifier"
+            self._tools = self._spec.tools_for(self._state)
+            self._stage = Stage.MODEL_CALL
+            self._writer = RequestWriter(self.rollout, self._spec, self._tools)
+            await self._converse()
+            self._stage = Stage.VERIFIER
             await self._verify()
         finally:
-            if set_up:
-                await self._tear_down()
+            if environment.teardown is not None:
+                await to_its_end(self._tear_down())
 
-    async def _converse(self, tools: dict[str, Tool[..., Any]]) -> None:
+    async def _converse(self) -> None:
         """Take turns until the policy gives its answer or a limit is reached."""
-        rollout = self._rollout
-        rollout.metrics["tools_offered"] = float(len(tools))
-        for turn in range(self._spec.limits.max_turns):
-            self._where = "model_call"
+        rollout = self.rollout
+        rollout.metrics["tools_offered"] = float(len(self._tools))
+        if rollout.model_calls and self._had_ended(rollout.model_calls[-1]):
+            return None
+        calls = _unanswered(rollout)
+        for turn in range(len(rollout.model_calls), self._spec.limits.max_turns):
+            if calls:
+                self._stage = Stage.TOOL
+                await self._run_tools(calls)
+                self._stage = Stage.MODEL_CALL
             try:
-                response = await self._model_call(tools, turn)
+                response = await self._model_call(turn)
             except ContextOverflowError:
                 if not rollout.model_calls:
                     raise
-                self._truncate(Truncation.CONTEXT)
-                return
+                return self._truncate(Truncation.CONTEXT)
             if response.status == "incomplete":
-                self._truncate(self._limit_reached(response))
-                return
+                used = response.output_tokens
+                return self._truncate(self._limit_reached(used))
             calls = [item for item in response.output if isinstance(item, FunctionCall)]
             if not calls:
-                return
-            self._where = "tool"
-            await self._run_tools(calls, tools)
-        self._truncate(Truncation.TURNS)
+                return None
+        if calls:
+            self._stage = Stage.TOOL
+            await self._run_tools(calls)
+        return self._truncate(Truncation.TURNS)
 
-    async def _model_call(self, tools: dict[str, Tool[..., Any]], turn: int) -> Response:
-        started = time.perf_counter()
+    async def _model_call(self, turn: int) -> Turn:
+        gates, times = self._spec.gates, self._times
+        asked = started = time.perf_counter()
+        self._note_birth()
         try:
+            if gates.model_calls is not None:
+                await gates.model_calls.acquire(self._order)
             try:
-                response, retries = await self._send(self._request(tools, turn))
-            except PolicyError as error:
-                if self._previous is None or error.code != "previous_response_not_found":
-                    raise
-                # the server lost its memory: tell it everything once
-                self._previous, self._seen, self._echo = None, 0, True
-                self._count("lost_states")
-                response, retries = await self._send(self._request(tools, turn))
+                started = time.perf_counter()
+                times.wait_s += started - asked
+                answer = await self._send(turn)
+            finally:
+                if gates.model_calls is not None:
+                    gates.model_calls.release()
         finally:
             duration_s = time.perf_counter() - started
-            self._rollout.timing.model_s += duration_s
-        self._record(response, retries, duration_s)
-        return response
+            times.model_s += duration_s
+        self._record(answer, duration_s)
+        return answer.response
 
-    async def _send(self, request: ResponseRequest) -> tuple[Response, int]:
-        limit_s = self._spec.deadlines.model_call_s
+    def _note_birth(self) -> None:
+        clock = self._spec.clock
+        if clock is not None and self.born is None:
+            oldest = oldest_version(self.rollout, clock)
+            self.born = clock.now if oldest is None else oldest
 
-        async def once() -> Response:
-            with self._deadline("a model call", limit_s):
-                response = await self._respond(request)
-            if response.status in ("cancelled", "failed", "queued", "in_progress"):
-                error = response.error.message if response.error else "no reason given"
-                raise TransportError(
-                    f"response {response.id} ended as {response.status}: {error}", retryable=True
-                )
-            return response
+    async def _send(self, turn: int) -> Answer[Turn]:
+        try:
+            return await self._request(turn, f"{self.rollout.id}-{turn}")
+        except PolicyError as error:
+            if self._writer.continues is None or error.code != "previous_response_not_found":
+                raise
+        self._writer.forget()  # the server lost its memory: tell it everything once
+        self._count("lost_states")
+        return await self._request(turn, f"{self.rollout.id}-{turn}-whole")
 
-        return await with_retries(once, self._spec.retry)
+    async def _request(self, turn: int, request_id: str) -> Answer[Turn]:
+        return await self._spec.caller.turn(
+            self._writer.write(turn),
+            token_form=self._spec.token_form,
+            affinity=self._affinity,
+            request_id=request_id,
+            try_s=self._spec.deadlines.model_call_s,
+            check=self._check,
+        )
 
-    def _request(self, tools: dict[str, Tool[..., Any]], turn: int) -> ResponseRequest:
-        task, spec = self._task, self._spec
-        # the rollout itself is the record: nobody asks the server for its responses again
-        fields: dict[str, Any] = {"store": False}
-        fields |= spec.sampling.fields(task.id or "", self._rollout.index, turn)
-        instructions = task.instructions or spec.environment.instructions
-        if spec.model is not None:
-            fields["model"] = spec.model
-        if instructions is not None:
-            fields["instructions"] = instructions
-        if tools:
-            fields["tools"] = [tool.schema for tool in tools.values()]
-        fields.update(task.settings)
-        if self._previous is None:
-            fields["input"] = self._items_with_tokens() if self._echo else list(self._rollout.items)
-        else:
-            for name in ("instructions", "tools", "chat_template_kwargs"):
-                fields.pop(name, None)  # as in the response that this one continues
-            fields["previous_response_id"] = self._previous
-            fields["input"] = self._rollout.items[self._seen :]
-        if task.settings or spec.sampling.extra:
-            return ResponseRequest.model_validate(fields)
-        return ResponseRequest.model_construct(**fields)  # every value is this library's own
+    def _check(self, response: Turn) -> None:
+        """Refuse what is no answer to the request: it is asked for again.
 
-    def _items_with_tokens(self) -> list[Item]:
-        """Return the items with each model call's tokens on its last output item."""
-        items = list(self._rollout.items)
-        for call in self._rollout.model_calls:
-            if call.tokens is not None:
-                items[call.end_item - 1] = items[call.end_item - 1].with_tokens(call.tokens)
-        return items
+        Raises:
+            TransportError: it is not.
+        """
+        wrong = None
+        if response.status in _UNFINISHED:
+            wrong = f"ended as {response.status}: {response.problem or 'no reason given'}"
+        elif any(call.response_id == response.id for call in self.rollout.model_calls):
+            wrong = "was the answer to an earlier turn, and came again"
+        elif response.previous_response_id not in (None, self._writer.continues):
+            wrong = f"continues {response.previous_response_id}, and not {self._writer.continues}"
+        if wrong is not None:
+            raise TransportError(f"response {response.id} {wrong}", retryable=True)
 
-    def _record(self, response: Response, retries: int, duration_s: float) -> None:
-        rollout = self._rollout
+    def _record(self, answer: Answer[Turn], duration_s: float) -> None:
+        rollout, response = self.rollout, answer.response
         first = len(rollout.items)
+        tokens = self._tokens(response)
         rollout.items += [item.without_tokens() for item in response.output]
         rollout.metrics["turns"] += 1
-        tokens = self._tokens(response)
         if response.fork is not None:
             self._count("forks")
-        elif (
-            tokens is not None and tokens.parent is None and any(call.tokens for call in rollout.model_calls)
-        ):
+        elif tokens is not None and tokens.parent is None and any(c.tokens for c in rollout.model_calls):
             self._count("unreported_forks")
         if response.unparsed_calls:
             self._count("unparsed_calls", response.unparsed_calls)
@@ -245,99 +266,168 @@ class _Run:
                 tokens=tokens,
                 fork=response.fork,
                 unparsed_calls=response.unparsed_calls,
-                retries=retries,
+                retries=answer.retries,
                 duration_s=duration_s,
             )
         )
-        self._echo = any(item.tokens is not None for item in response.output)
-        if response.remembered:
-            self._previous, self._seen = response.id, len(rollout.items)
-        else:
-            self._previous, self._seen = None, 0
+        self._writer.note(response)
 
-    def _tokens(self, response: Response) -> CallTokens | None:
+    def _tokens(self, response: Turn) -> CallTokens | None:
         """Return the response's tokens, linked to the earlier call that they extend."""
-        earlier = [call.tokens for call in self._rollout.model_calls if call.tokens is not None]
-        known = {} if self._previous is None or not earlier else {self._previous: earlier[-1]}
-        tokens = response.tokens_after(known)
-        if tokens is None or (earlier and tokens.parent is earlier[-1]):
+        earlier = [call.tokens for call in self.rollout.model_calls if call.tokens is not None]
+        if not earlier:
+            return response.tokens_after({})
+        continued = self._writer.continues
+        tokens = response.tokens_after({} if continued is None else {continued: earlier[-1]})
+        if tokens is None or tokens.parent is earlier[-1]:
             return tokens
         return chained([*earlier, tokens])[-1]
 
     def _count(self, metric: str, amount: float = 1.0) -> None:
-        metrics = self._rollout.metrics
+        metrics = self.rollout.metrics
         metrics[metric] = metrics.get(metric, 0.0) + amount
 
-    def _limit_reached(self, response: Response) -> Truncation:
+    def _had_ended(self, last: ModelCall) -> bool:
+        """Whether an attempt that goes on had taken its last turn, and was cut off in what came after."""
+        if last.status == "incomplete":
+            used = None if last.tokens is None else len(last.tokens.generation_token_ids)
+            self._truncate(self._limit_reached(used))
+            return True
+        output = self.rollout.items[last.first_item : last.end_item]
+        return not any(isinstance(item, FunctionCall) for item in output)
+
+    def _limit_reached(self, used: int | None) -> Truncation:
         """An incomplete response ended at its own limit, or at the end of the context."""
         limit = self._task.settings.get("max_output_tokens", self._spec.sampling.max_output_tokens)
-        used = response.usage.output_tokens if response.usage else None
         if limit is None or (used is not None and used < limit):
             return Truncation.CONTEXT
         return Truncation.TOKENS
 
     def _truncate(self, reason: Truncation) -> None:
-        self._rollout.outcome = Outcome.TRUNCATED
-        self._rollout.truncation = reason
+        self.rollout.outcome = Outcome.TRUNCATED
+        self.rollout.truncation = reason
 
-    async def _run_tools(self, calls: list[FunctionCall], tools: dict[str, Tool[..., Any]]) -> None:
-        rollout = self._rollout
-        context = ToolContext(self._task, rollout.id, self._state)
+    async def _run_tools(self, calls: list[FunctionCall]) -> None:
+        rollout, spec = self.rollout, self._spec
+        slots = spec.gates.tool_calls
         started = time.perf_counter()
         try:
-            outputs, errors = await run_function_calls(
-                calls, tools, context, timeout_s=self._spec.deadlines.tool_s
+            results = await run_function_calls(
+                calls,
+                self._tools,
+                ToolContext(self._task, rollout.id, self._state),
+                timeout_s=spec.deadlines.tool_s,
+                max_output_chars=spec.limits.tool_output_chars,
+                slots=None if slots is None else slots.claim(self._order),
             )
         finally:
-            rollout.timing.tool_s += time.perf_counter() - started
+            self._times.tool_s += time.perf_counter() - started
         rollout.metrics["tool_calls"] += len(calls)
-        rollout.metrics["tool_errors"] += errors
-        rollout.items += outputs
+        rollout.metrics["tool_errors"] += results.errors
+        if results.cut:
+            self._count("cut_tool_outputs", results.cut)
+        rollout.items += results.outputs
 
     async def _verify(self) -> None:
-        rollout, verifier = self._rollout, self._spec.environment.verifier
+        rollout, verifier = self.rollout, self._spec.environment.verifier
         if verifier is None:
             return
-        started = time.perf_counter()
+        slots: Slots | None = self._spec.gates.verifiers
+        asked = started = time.perf_counter()
+        if slots is not None:
+            await slots.acquire(self._order)
         try:
-            with self._deadline("the verifier", self._spec.deadlines.verifier_s):
-                reward = await run_verifier(verifier, rollout)
+            started = time.perf_counter()
+            self._times.wait_s += started - asked
+            verification = run_verifier(verifier, rollout)
+            reward = await within("the verifier", self._spec.deadlines.verifier_s, verification)
         finally:
-            rollout.timing.verifier_s = time.perf_counter() - started
+            if slots is not None:
+                slots.release()
+            self._times.verifier_s += time.perf_counter() - started
         rollout.reward = reward.value
         rollout.reward_components = dict(reward.components)
 
     async def _tear_down(self) -> None:
         """Give the state back, also when the rollout was cancelled."""
-        with anyio.CancelScope(shield=True):
-            try:
-                with self._deadline("the environment's teardown", self._spec.deadlines.setup_s):
-                    await self._spec.environment.stop(self._state)
-            except Exception as error:
-                # The attempt itself is over and its reward stands; what leaks must be seen.
-                _log.warning("teardown after rollout %s failed: %r", self._rollout.id, error)
-                self._rollout.metrics["teardown_errors"] = 1.0
+        try:
+            stopping = self._spec.environment.stop(self._state)
+            await within("the environment's teardown", self._spec.deadlines.setup_s, stopping)
+        except Exception as error:
+            # The attempt itself is over and its reward stands; what leaks must be seen.
+            _log.warning("teardown after rollout %s failed: %r", self.rollout.id, error)
+            self.rollout.metrics["teardown_errors"] = 1.0
 
-    @contextmanager
-    def _deadline(self, what: str, seconds: float) -> Iterator[None]:
-        with anyio.move_on_after(seconds) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise DeadlineError(what, seconds=seconds)
 
-    def _fail(self, error: BaseException) -> None:
-        rollout = self._rollout
-        rollout.outcome = Outcome.FAILED
-        rollout.truncation = None
-        rollout.reward = None
-        rollout.reward_components = {}
-        rollout.failure = Failure(
-            error=type(error).__name__, message=str(error) or repr(error), where=self._where
+@dataclass(slots=True)
+class _Times:
+    """What a rollout spends its time on. Adding to a pydantic model costs ten times as much."""
+
+    duration_s: float = 0.0
+    model_s: float = 0.0
+    tool_s: float = 0.0
+    verifier_s: float = 0.0
+    wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, timing: Timing) -> _Times:
+        return cls(timing.duration_s, timing.model_s, timing.tool_s, timing.verifier_s, timing.wait_s)
+
+    def timing(self, started_at: float) -> Timing:
+        return Timing(
+            started_at=started_at,
+            duration_s=self.duration_s,
+            model_s=self.model_s,
+            tool_s=self.tool_s,
+            verifier_s=self.verifier_s,
+            wait_s=self.wait_s,
         )
 
 
-def _has_tokens(rollout: Rollout) -> bool:
-    return any(call.tokens is not None for call in rollout.model_calls)
+def _empty_rollout(task: Task, index: int, epoch: int) -> Rollout:
+    items = input_items(task)
+    return Rollout(
+        id=f"ro_{uuid4().hex}",
+        task=task,
+        index=index,
+        epoch=epoch,
+        items=items,
+        input_items=len(items),
+        metrics={"turns": 0.0, "tool_calls": 0.0, "tool_errors": 0.0},
+        timing=Timing(started_at=time.time()),
+    )
+
+
+def _going_on(begun: Rollout, has_state: bool) -> Rollout:
+    """Return a copy of a cancelled attempt, as it was before it ended.
+
+    Raises:
+        ConfigurationError: it is not a cancelled one, or the environment's state went with it.
+    """
+    if begun.outcome is not Outcome.CANCELLED:
+        raise ConfigurationError(f"rollout {begun.id} is {begun.outcome}; only a cancelled one can go on")
+    if has_state:
+        raise ConfigurationError(
+            f"rollout {begun.id} cannot go on: its environment's state (setup) ended with it; "
+            "attempt the task anew"
+        )
+    return begun.model_copy(
+        update={
+            "items": list(begun.items),
+            "model_calls": list(begun.model_calls),
+            "metrics": dict(begun.metrics),
+            "outcome": Outcome.COMPLETED,
+            "cancellation": None,
+        }
+    )
+
+
+def _unanswered(rollout: Rollout) -> list[FunctionCall]:
+    """Return the function calls of the last turn that have no output: an attempt may have ended there."""
+    if not rollout.model_calls:
+        return []
+    answered = {item.call_id for item in rollout.items if isinstance(item, FunctionCallOutput)}
+    return [call for call in rollout.function_calls if call.call_id not in answered]
 
 
 def input_items(task: Task) -> list[Item]:

@@ -1,114 +1,114 @@
-"""Many rollouts: admitted lazily from the tasks, delivered as groups, the first finished first."""
+"""Many rollouts, as a stream of groups: the first finished is the first served."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sized
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
-import anyio
-from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-
-from gym_sdk.errors import ConfigurationError
-from gym_sdk.rollout.journal import Journal
-from gym_sdk.rollout.progress import Progress
-from gym_sdk.rollout.run import input_items
+from gym_sdk.errors import ConfigurationError, DeadlineError
+from gym_sdk.metrics import RunMetrics
+from gym_sdk.rollout.collector import calm_collector
+from gym_sdk.rollout.groups import OpenGroup
+from gym_sdk.rollout.options import StreamOptions
+from gym_sdk.rollout.record import Record
+from gym_sdk.rollout.scheduler import Scheduler
+from gym_sdk.rollout.source import TaskSource, check_source
+from gym_sdk.rollout.spec import RolloutSpec
 from gym_sdk.rollout.watch import TokenWatch
-from gym_sdk.schema import Group, Rollout, Task
+from gym_sdk.rollout.watchdog import LoopWatchdog, watch_loop
+from gym_sdk.schema import Group, Rollout
 
-__all__ = ["RolloutStream", "StreamOptions", "TaskSource", "as_task"]
+__all__ = ["RolloutStream"]
 
 _log = logging.getLogger(__name__)
-
-TaskSource: TypeAlias = Iterable[Task | str] | AsyncIterable[Task | str]
-Attempt: TypeAlias = Callable[[Task, int], Awaitable[Rollout]]
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """How a stream admits and keeps rollouts."""
-
-    group_size: int = 1
-    """Rollouts of each task."""
-    concurrency: int = 256
-    """Rollouts in flight; a finished group that nobody has taken yet still holds one place."""
-    store: Path | None = None
-    """JSONL file to which each rollout is appended when it finishes."""
-    progress: bool = False
-    """Whether to show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ConfigurationError(f"group_size must be at least 1, not {self.group_size}")
-
-
-def as_task(entry: Task | str) -> Task:
-    """Return the task; text becomes one.
-
-    Raises:
-        ConfigurationError: the entry is neither.
-    """
-    if isinstance(entry, str):
-        return Task(entry)
-    if not isinstance(entry, Task):
-        raise ConfigurationError(f"a task must be a Task or text, not {type(entry).__name__}")
-    return entry
 
 
 class RolloutStream:
     """An asynchronous context manager and iterator over groups.
 
-    Leaving the context cancels every rollout in flight and aborts its generation on the server. A stream
-    belongs to the task that entered it. If the task source fails, what was admitted before is delivered
-    first, then the source's error is raised.
+    Leaving the context cancels every rollout in flight, at which the server aborts its generation, and waits
+    until all have ended. If the task source fails, what was admitted before is delivered first, then the
+    source's error is raised. What is no rollout's own outcome (an error of the store, the run's deadline)
+    cancels what is in flight and is raised after the groups that had finished.
 
     Args:
         tasks: the source; it is read only as fast as groups are taken.
-        attempt: runs one rollout of a task.
-        options: group size, concurrency, store, progress.
+        spec: everything about a rollout but its task.
+        options: groups, order, store, progress.
+
+    Raises:
+        ConfigurationError: the source is none, or cannot be read as often as the schedule asks; a begun
+            rollout cannot go on.
     """
 
-    def __init__(self, tasks: TaskSource, attempt: Attempt, options: StreamOptions) -> None:
-        if isinstance(tasks, str | Task):
-            raise ConfigurationError("tasks must be a list or another source of tasks; use [task] for one")
-        self._tasks = tasks
-        self._attempt = attempt
+    def __init__(self, tasks: TaskSource, spec: RolloutSpec, options: StreamOptions) -> None:
+        check_source(tasks, options.schedule)
+        self._spec = spec
         self._options = options
-        self._slots = anyio.Semaphore(options.concurrency)
-        self._stack = AsyncExitStack()
-        self._task_group: TaskGroup | None = None
-        self._source_error: Exception | None = None
-        self._exhausted = False
-        self._open_groups = 0
-        self._started = 0
-        self._positions: dict[str, int] = {}
-        self._send: MemoryObjectSendStream[Group]
-        self._receive: MemoryObjectReceiveStream[Group]
-        self._journal: Journal | None = None
-        self._progress: Progress | None = None
-        self.watch = TokenWatch()
-        """Counts over the rollouts that finished so far: forks, unparsed calls, ..."""
+        environment = spec.environment
+        self._record = Record(
+            options,
+            total=_total(tasks, options),
+            has_state=environment.has_state,
+            scored_later=environment.group_verifier is not None,
+        )
+        self._scheduler = Scheduler(
+            tasks, spec, options, self._record, deliver=self._deliver, changed=self._wake_all
+        )
+        self._ready: deque[OpenGroup] = deque()
+        self._takers: deque[asyncio.Future[None]] = deque()
+        self._stack: AsyncExitStack | None = None
+        self._watchdog: LoopWatchdog | None = None
+        self._raised = False
+
+    @property
+    def metrics(self) -> RunMetrics:
+        """The numbers of the rollouts that ended so far."""
+        return self._record.metrics
+
+    @property
+    def watch(self) -> TokenWatch:
+        """Counts over these rollouts: forks, unparsed calls, ..."""
+        return self._record.watch
+
+    @property
+    def watchdog(self) -> LoopWatchdog | None:
+        """How the event loop fares, once the stream was entered."""
+        return self._watchdog
+
+    @property
+    def partial(self) -> list[Rollout]:
+        """Cancelled rollouts, if they are kept: `client.rollouts(..., begun=stream.partial)` goes on."""
+        return self._record.partial
+
+    @property
+    def dropped(self) -> int:
+        """How many flat groups were not delivered."""
+        return self._scheduler.dropped
 
     async def __aenter__(self) -> Self:
-        if self._task_group is not None:
+        if self._stack is not None:
             raise ConfigurationError("a rollout stream can be entered only once")
-        options = self._options
-        if options.store is not None:
-            self._journal = self._stack.enter_context(Journal(options.store))
-        if options.progress:
-            total = len(self._tasks) * options.group_size if isinstance(self._tasks, Sized) else None
-            self._progress = self._stack.enter_context(Progress(total))
-        self._send, self._receive = anyio.create_memory_object_stream[Group](0)
-        self._stack.callback(self._receive.close)
-        self._stack.callback(self._send.close)
-        self._task_group = anyio.create_task_group()
-        await self._task_group.__aenter__()
-        self._task_group.start_soon(self._admit)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(calm_collector())
+            self._watchdog = await stack.enter_async_context(watch_loop())
+            stack.enter_context(self._record)
+            clock = self._spec.clock
+            if clock is not None:
+                stack.callback(clock.listen(self._scheduler.weights_changed))
+            if self._options.tracker is not None:
+                stack.callback(self._track())
+            stack.push_async_callback(self._scheduler.close)
+            if (run_s := self._spec.deadlines.run_s) is not None:
+                loop = asyncio.get_running_loop()
+                stack.callback(loop.call_later(run_s, self._run_out, run_s).cancel)
+            self._scheduler.start()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -116,111 +116,123 @@ class RolloutStream:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        assert self._task_group is not None
-        self._task_group.cancel_scope.cancel()
+    ) -> None:
+        assert self._stack is not None
         try:
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                return await self._task_group.__aexit__(kind, error, traceback)
-            # The caller's own exception passes as it is, not wrapped into a group.
-            await self._task_group.__aexit__(None, None, None)
-        except BaseExceptionGroup as failures:
-            if len(failures.exceptions) == 1:
-                raise failures.exceptions[0] from None
-            raise
-        finally:
             await self._stack.aclose()
-        return None
+        finally:
+            self._wake_all()  # other consumers
+        failure = self._scheduler.failure
+        if failure is not None and not self._raised:
+            if kind is None:
+                raise failure
+            _log.warning("the stream had failed when it was left: %r", failure)
 
     def position(self, task_id: str) -> int:
         """Return where in the source the task with this id stood, from 0."""
-        return self._positions[task_id]
+        return self._scheduler.positions[task_id]
 
     def __aiter__(self) -> AsyncIterator[Group]:
         return self
 
     async def __anext__(self) -> Group:
-        if self._task_group is None:
+        """Return the next group that is done.
+
+        Raises:
+            StoreError: a rollout could not be stored.
+            DeadlineError: the run's deadline is over.
+            GymError: too many groups in a row were dropped.
+            Exception: whatever the task source raised.
+        """
+        if self._stack is None:
             raise ConfigurationError("enter the stream first: async with client.rollouts(...) as stream")
+        while True:
+            while self._ready:
+                group = self._ready.popleft()
+                if self._scheduler.release(group):
+                    closed = group.close()
+                    self._record.metrics.add_group(closed)
+                    return closed
+            self._raise_failure()
+            if self._scheduler.idle or self._scheduler.closed:
+                raise StopAsyncIteration
+            await self._wait()
+
+    def _run_out(self, run_s: float) -> None:
+        if not self._scheduler.idle:  # otherwise all is done, and waits to be taken
+            self._scheduler.fail(DeadlineError("the run", seconds=run_s))
+
+    def _raise_failure(self) -> None:
+        scheduler = self._scheduler
+        if scheduler.failure is not None:
+            self._raised = True
+            raise scheduler.failure
+        if scheduler.idle and scheduler.source_error is not None:
+            error, scheduler.source_error = scheduler.source_error, None
+            raise error
+
+    async def _wait(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._takers.append(future)
         try:
-            return await self._receive.receive()
-        except anyio.EndOfStream:
-            if self._source_error is not None:
-                error, self._source_error = self._source_error, None
-                raise error from None
-            raise StopAsyncIteration from None
+            await future
+        except asyncio.CancelledError:
+            if future.cancelled():
+                with suppress(ValueError):  # `_wake` has passed it by already
+                    self._takers.remove(future)
+            else:
+                self._wake()  # it was this taker's turn: the next one's, then
+            raise
 
-    async def _admit(self) -> None:
-        """Start rollouts while there is room; end when the source does."""
-        assert self._task_group is not None
-        try:
-            async with aclosing(_iterate(self._tasks)) as tasks:
-                async for entry in tasks:
-                    await self._start_group(_named(as_task(entry), self._positions), self._task_group)
-        except Exception as error:
-            _log.warning("the task source failed after %d tasks: %s", len(self._positions), error)
-            self._source_error = error
-        self._exhausted = True
-        self._close_if_done()
+    def _deliver(self, group: OpenGroup) -> None:
+        self._ready.append(group)
+        self._wake()
 
-    async def _start_group(self, task: Task, task_group: TaskGroup) -> None:
-        input_items(task)  # what is no task at all ends the source, not a rollout
-        group = _OpenGroup(task, [None] * self._options.group_size)
-        self._open_groups += 1
-        for index in range(self._options.group_size):
-            await self._slots.acquire()
-            task_group.start_soon(self._run, group, index, self._started)
-            self._started += 1
+    def _wake(self) -> None:
+        while self._takers:
+            future = self._takers.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
 
-    async def _run(self, group: _OpenGroup, index: int, order: int) -> None:
-        try:
-            rollout = await self._attempt(group.task, index)
-            if self._journal is not None:
-                self._journal.write(rollout)
-            self.watch.add(rollout, order=order)
-            if self._progress is not None:
-                self._progress.add(rollout)
-            group.rollouts[index] = rollout
-            finished = [entry for entry in group.rollouts if entry is not None]
-            if len(finished) == len(group.rollouts):
-                # Waits until somebody takes the group; its place stays taken meanwhile.
-                await self._send.send(Group(task=group.task, rollouts=finished))
-                self._open_groups -= 1
-                self._close_if_done()
-        finally:
-            self._slots.release()
+    def _wake_all(self) -> None:
+        for _ in range(len(self._takers)):
+            self._wake()
 
-    def _close_if_done(self) -> None:
-        if self._exhausted and not self._open_groups:
-            self._send.close()
+    def _track(self) -> Callable[[], None]:
+        """Give the tracker the metrics again and again; return what ends it."""
+        tracker, every_s = self._options.tracker, self._options.metrics_every_s
+        assert tracker is not None
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
 
+        def log() -> None:
+            try:
+                tracker.log(self._numbers())
+            except Exception:  # the rollouts are worth more than their curves
+                _log.exception("the tracker failed")
 
-@dataclass(slots=True)
-class _OpenGroup:
-    """A group some of whose rollouts are still running."""
+        def again() -> None:
+            nonlocal timer
+            log()
+            timer = loop.call_later(every_s, again)
 
-    task: Task
-    rollouts: list[Rollout | None]
+        def end() -> None:
+            timer.cancel()
+            log()
+
+        timer = loop.call_later(every_s, again)
+        return end
+
+    def _numbers(self) -> dict[str, float]:
+        numbers = self._record.metrics.metrics()
+        if self._watchdog is not None:
+            numbers |= self._watchdog.metrics()
+        return numbers | {"groups/dropped": float(self.dropped)}
 
 
-def _named(task: Task, positions: dict[str, int]) -> Task:
-    """Give the task an id if it has none, note its position, and refuse an id that was used before."""
-    if task.id is None:
-        task = replace(task, id=f"task-{len(positions):06d}")
-    assert task.id is not None
-    if task.id in positions:
-        raise ConfigurationError(
-            f"two tasks of one stream have the id {task.id!r}; ids name groups and must differ "
-            "(dataclasses.replace(task, id=...))"
-        )
-    positions[task.id] = len(positions)
-    return task
-
-
-async def _iterate(tasks: TaskSource) -> AsyncGenerator[Task | str]:
-    if isinstance(tasks, AsyncIterable):
-        async for entry in tasks:
-            yield entry
-    else:
-        for entry in tasks:
-            yield entry
+def _total(tasks: TaskSource, options: StreamOptions) -> int | None:
+    epochs = options.schedule.epochs
+    return (
+        len(tasks) * options.group_size * epochs if isinstance(tasks, Sized) and epochs is not None else None
+    )

@@ -53,7 +53,7 @@ class TokenWatch:
         """
         self.count(rollout)
         self.first_rollouts += order < self.patience
-        if self.tool_calls == 0 and self.tool_rollouts >= self.patience == self.first_rollouts:
+        if self.tool_calls == 0 and min(self.tool_rollouts, self.first_rollouts) >= self.patience:
             self._warn(
                 "tools",
                 "%d rollouts had tools on offer and none was called; does the chat template show them, and "

@@ -57,6 +57,7 @@ from gym_sdk.schema.rollout import (
     Truncation,
 )
 from gym_sdk.schema.task import Task
+from gym_sdk.schema.turns import Turn
 
 __all__ = [
     "TOKEN_FIELDS",
@@ -103,6 +104,7 @@ __all__ = [
     "TokenForm",
     "Tool",
     "Truncation",
+    "Turn",
     "UnknownItem",
     "UnknownPart",
     "Usage",

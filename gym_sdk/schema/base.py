@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import to_json
 
 from gym_sdk.tokens import CallTokens, WeightSpan, check_token_bundle
 
@@ -56,7 +55,7 @@ class WireModel(BaseModel):
 
     def to_wire_json(self) -> bytes:
         """Return `to_wire()` as JSON bytes."""
-        return to_json(self.to_wire())
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
 
 
 class TokenFields(WireModel):

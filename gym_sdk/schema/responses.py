@@ -111,6 +111,16 @@ class TokenDelta(WireModel):
             fields["weight_versions"] = list(tokens.weight_versions)
         return cls.model_construct(**fields)
 
+    @property
+    def own_tokens(self) -> tuple[list[int], list[int], list[float], tuple[WeightSpan, ...]]:
+        """What it holds itself: new prompt tokens, generation, log-probs, weights."""
+        return (
+            self.new_prompt_token_ids,
+            self.generation_token_ids,
+            self.generation_log_probs,
+            tuple(self.weight_versions or ()),
+        )
+
     def resolve(self, known: Mapping[str, CallTokens]) -> CallTokens:
         """Return the whole tokens.
 
@@ -121,12 +131,7 @@ class TokenDelta(WireModel):
             TokenContractError: the response that this one extends is not among them, or the fields
                 contradict each other.
         """
-        own = (
-            self.new_prompt_token_ids,
-            self.generation_token_ids,
-            self.generation_log_probs,
-            tuple(self.weight_versions or ()),
-        )
+        own = self.own_tokens
         if self.extends is None:
             return CallTokens(*own)
         parent = known.get(self.extends)

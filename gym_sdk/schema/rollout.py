@@ -300,9 +300,14 @@ class Rollout(_Data):
         return self
 
     def fail(self, error: BaseException, where: Stage) -> Rollout:
-        """Make this a failed rollout, which has no reward, and return it."""
+        """Make this a failed rollout, which has no reward, and return it.
+
+        If it failed in a verifier, its attempt was over: it keeps its truncation, and may be verified again.
+        """
         self.outcome, self.failure = Outcome.FAILED, Failure.of(error, where)
-        self.truncation = self.cancellation = self.reward = None
+        if where not in (Stage.VERIFIER, Stage.GROUP_VERIFIER):
+            self.truncation = None
+        self.cancellation = self.reward = None
         self.reward_components = {}
         return self
 

@@ -10,6 +10,7 @@ from typing import Any
 import httptools
 
 from gym_sdk.errors import TransportError
+from gym_sdk.transport.pacing import Pacer
 
 __all__ = ["Connection", "HangUpError", "WireAnswer"]
 
@@ -44,6 +45,7 @@ class Connection(asyncio.Protocol):
         what: the address, for messages.
         most_bytes: how large a body may be, decompressed.
         stall_s: how long nothing may come in the middle of an answer, in seconds.
+        pacer: hands over the answers.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_bytes",
         "_loop",
         "_most_bytes",
+        "_pacer",
         "_parser",
         "_pieces",
         "_stall_s",
@@ -64,7 +67,8 @@ class Connection(asyncio.Protocol):
         "uses",
     )
 
-    def __init__(self, what: str, *, most_bytes: int, stall_s: float) -> None:
+    def __init__(self, what: str, *, most_bytes: int, stall_s: float, pacer: Pacer) -> None:
+        self._pacer = pacer
         self._what = what
         self._most_bytes = most_bytes
         self._stall_s = stall_s
@@ -205,6 +209,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         answer, waiter = self._answer, self._waiter
         assert waiter is not None
+        self._waiter = None  # it has its answer, even if it gets it a little later
         self._stop_timer()
         if not self._parser.should_keep_alive() or self._to_the_end:
             self.close()
@@ -217,7 +222,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_exception(error)
                 return
         answer.body = body
-        waiter.set_result(answer)
+        self._pacer.hand(waiter, answer)
 
     def _decompressed(self, body: bytes, coding: str) -> bytes:
         """Undo a coding that was not asked for."""

@@ -15,6 +15,7 @@ from gym_sdk.errors import ConfigurationError, GymError, TransportError
 from gym_sdk.transport.connection import Connection, HangUpError, WireAnswer
 from gym_sdk.transport.connections import open_socket
 from gym_sdk.transport.gate import Gate
+from gym_sdk.transport.pacing import Pacer
 
 __all__ = ["ConnectionPool"]
 
@@ -64,6 +65,7 @@ class ConnectionPool:
         self._stall_s = stall_s
         self._most_bytes = most_bytes
         self._gate = Gate(most_connections)
+        self._pacer = Pacer()
         self._idle: deque[Connection] = deque()  # the newest right
         self._busy: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -180,7 +182,9 @@ class ConnectionPool:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(opened, address[4])
             _, connection = await loop.create_connection(
-                lambda: Connection(self._what, most_bytes=self._most_bytes, stall_s=self._stall_s),
+                lambda: Connection(
+                    self._what, most_bytes=self._most_bytes, stall_s=self._stall_s, pacer=self._pacer
+                ),
                 sock=opened,
                 ssl=self._ssl,
                 server_hostname=self._host if self._ssl is not None else None,

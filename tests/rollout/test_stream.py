@@ -12,7 +12,7 @@ import pytest
 from support.scripted import ScriptedTransport, in_turn, say
 
 from gym_sdk import GymClient, Limits, Outcome, Retry, Rollout, Task
-from gym_sdk.errors import ConfigurationError, DatasetError, PolicyError
+from gym_sdk.errors import ConfigurationError, DatasetError, PolicyError, StoreError
 from gym_sdk.rollout import pass_at_k, read_rollouts
 from gym_sdk.schema import ResponseRequest
 
@@ -208,9 +208,9 @@ async def test_a_damaged_store_names_file_and_line(tmp_path: Path) -> None:
         await client.collect(tasks(2), store=store)
     with store.open("ab") as file:
         file.write(b'{"id": "ro_x"\n')
-    with pytest.raises(DatasetError, match=r"r\.jsonl:3: not a rollout"):
+    with pytest.raises(StoreError, match=r"r\.jsonl:3: not a rollout"):
         list(read_rollouts(store))
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(StoreError, match="cannot be read"):
         list(read_rollouts(tmp_path / "missing.jsonl"))
 
 

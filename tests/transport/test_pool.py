@@ -22,6 +22,7 @@ from gym_sdk.errors import ConfigurationError, TransportError
 from gym_sdk.schema import ResponseRequest
 from gym_sdk.transport.connection import Connection, HangUpError, WireAnswer
 from gym_sdk.transport.http import HttpTransport
+from gym_sdk.transport.pacing import Pacer
 from gym_sdk.transport.pool import ConnectionPool
 
 OK: dict[str, Any] = {"id": "resp_1", "created_at": 1.0, "model": "policy", "output": []}
@@ -45,7 +46,7 @@ class Pipe(asyncio.Transport):
 
 
 def connected() -> tuple[Connection, Pipe]:
-    connection, pipe = Connection("here", most_bytes=1000, stall_s=5.0), Pipe()
+    connection, pipe = Connection("here", most_bytes=1000, stall_s=5.0, pacer=Pacer()), Pipe()
     connection.connection_made(pipe)
     return connection, pipe
 
