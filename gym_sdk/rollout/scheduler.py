@@ -80,6 +80,7 @@ class Scheduler:
         self._scoring: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._fill_scheduled = False
+        self._starts_left = _STARTS_PER_TURN
         self._exhausted = False
         self._admitted = 0
         self._in_a_row = 0
@@ -187,32 +188,35 @@ class Scheduler:
     def _schedule_fill(self) -> None:
         if not self._fill_scheduled:
             self._fill_scheduled = True
-            self._loop.call_soon(self._fill)
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._fill_scheduled = False
+        self._starts_left = _STARTS_PER_TURN
+        self._fill()
 
     def _fill(self) -> None:
         """Start what is pending while there is room, so much in one turn of the loop; then ask for more."""
-        self._fill_scheduled = False
         try:
             self._start_pending()
         except Exception as error:
             self.fail(error)
         ahead = self._options.schedule.ahead
         is_ahead = ahead is not None and len(self._open) + self._held >= ahead
-        if self._has_room() and not self._pending and not is_ahead:
+        if self._has_room() and self._starts_left and not self._pending and not is_ahead:
             self._room.set()
         else:
             self._room.clear()
 
     def _start_pending(self) -> None:
-        starts = 0
         while self._pending and self._has_room():
-            if starts == _STARTS_PER_TURN:
-                self._schedule_fill()
-                break
+            if not self._starts_left:
+                return
             group, index = self._pending.popleft()
             if index in group.running:
                 self._launch(group, index)
-                starts += 1
+                self._starts_left -= 1
+                self._schedule_fill()  # the next turn has starts of its own
 
     def _has_room(self) -> bool:
         if self.closed or self.failure is not None:

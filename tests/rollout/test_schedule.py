@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from gym_sdk.environments import Environment
 from gym_sdk.errors import ConfigurationError
 from gym_sdk.rollout import Schedule
 from gym_sdk.rollout.source import read_tasks
-from gym_sdk.schema import Group
+from gym_sdk.schema import Group, Response, ResponseRequest
 
 pytestmark = pytest.mark.asyncio
 
@@ -332,3 +333,26 @@ async def test_older_groups_go_first_where_something_is_scarce() -> None:
                 hand.held[0].answer()
                 await asyncio.sleep(0.001)
             assert {(await anext(stream)).task.id for _ in range(4)} == {"q0", "q1", "q2", "q3"}
+
+
+async def test_only_so_many_start_in_one_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gym_sdk.rollout.scheduler._STARTS_PER_TURN", 4)
+    turn = 0
+    starts: Counter[int] = Counter()
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    def script(request: ResponseRequest) -> Response:
+        starts[turn] += 1
+        return say("x")
+
+    counting = asyncio.create_task(count_turns())
+    async with GymClient.over(ScriptedTransport(script)) as client:
+        collection = await client.collect([f"q{n}" for n in range(40)], limits=Limits(concurrency=40))
+    counting.cancel()
+    assert len(collection.groups) == 40
+    assert max(starts.values()) <= 8  # a count may come before or after the starts of its turn
