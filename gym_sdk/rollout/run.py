@@ -112,8 +112,10 @@ class RolloutRun:
             if begun is None
             else _going_on(begun, spec.environment.has_state)
         )
+        self._calls_id = self.rollout.id  # names its calls for servers, which answer a call only once
         if begun is not None:
             self._times = _Times.of(begun.timing)
+            self._calls_id += f".{uuid4().hex[:8]}"  # what they were asked before, they were asked otherwise
 
     async def run(self) -> Rollout:
         """Attempt the task; see `run_rollout`."""
@@ -211,13 +213,13 @@ class RolloutRun:
 
     async def _send(self, turn: int) -> Answer[Turn]:
         try:
-            return await self._request(turn, f"{self.rollout.id}-{turn}")
+            return await self._request(turn, f"{self._calls_id}-{turn}")
         except PolicyError as error:
             if self._writer.continues is None or error.code != "previous_response_not_found":
                 raise
         self._writer.forget()  # the server lost its memory: tell it everything once
         self._count("lost_states")
-        return await self._request(turn, f"{self.rollout.id}-{turn}-whole")
+        return await self._request(turn, f"{self._calls_id}-{turn}-whole")
 
     async def _request(self, turn: int, request_id: str) -> Answer[Turn]:
         return await self._spec.caller.turn(

@@ -103,12 +103,12 @@ async def test_a_streams_chunks_never_span_two_versions(
     model: PreTrainedModel, newer: PreTrainedModel, make_request: Callable, make_prompt: Callable
 ) -> None:
     async with TransformersEngine(model) as engine:
-        versions = []
-        async for chunk in engine.stream(make_request(make_prompt(5), 60)):
-            versions += [chunk.weight_version] * len(chunk.token_ids)
-            if len(versions) == 20:
+        versions: list[str] = []
+        async for chunk in engine.stream(make_request(make_prompt(5), 120)):
+            if not versions:  # at once: the engine goes on meanwhile
                 await engine.update_weights(TensorWeights(newer.state_dict()), version="1")
-    assert len(versions) == 60
+            versions += [chunk.weight_version] * len(chunk.token_ids)
+    assert len(versions) == 120
     assert versions == sorted(versions)
     assert set(versions) == {"0", "1"}
 

@@ -18,7 +18,15 @@ from backends.rendering import TemplateRenderer
 from backends.server import make_app
 from gym_sdk import GymClient, Retry, Sampling, Task, tool
 from gym_sdk.errors import PolicyError, TokenContractError
-from gym_sdk.schema import TOKEN_FIELDS, TOKEN_FORM_HEADER, Outcome, Response, Rollout, TokenForm
+from gym_sdk.schema import (
+    TOKEN_FIELDS,
+    TOKEN_FORM_HEADER,
+    Outcome,
+    Response,
+    ResponseRequest,
+    Rollout,
+    TokenForm,
+)
 from gym_sdk.transport.http import HttpTransport
 
 pytestmark = pytest.mark.asyncio
@@ -76,9 +84,9 @@ class Counting(HttpTransport):
         self.sent: list[bytes] = []
         self.received: list[bytes] = []
 
-    async def _send(self, method: str, url: str, body: bytes | None, headers: Any = None) -> bytes:
-        answer = await super()._send(method, url, body, headers)
-        self.sent.append(body or b"")
+    async def _ask(self, request: ResponseRequest, *options: Any) -> bytes:
+        answer = await super()._ask(request, *options)
+        self.sent.append(request.to_wire_json())
         self.received.append(answer)
         return answer
 

@@ -30,6 +30,25 @@ async def look(number: int) -> str:
     return str(number * 7)
 
 
+class Hold:
+    """The tool `look`, which waits for `release` where it is asked for one of these numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.release = asyncio.Event()
+        self.waiting = 0
+        """Calls that have begun to wait."""
+
+        @tool
+        async def look(number: int) -> str:
+            """Look something up."""
+            if number in numbers:
+                self.waiting += 1
+                await self.release.wait()
+            return str(number * 7)
+
+        self.look = look
+
+
 async def right(rollout: Rollout) -> float:
     return float(rollout.output_text == f"answer {rollout.task.answer}")
 
