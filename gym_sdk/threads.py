@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -173,11 +174,13 @@ class _Job:
 
     def run(self) -> None:
         """Call the function. Runs in the thread."""
-        result, error = None, None
+        result, error, process = None, None, os.getpid()
         try:
             result = self._context.run(self._function)
         except BaseException as caught:
             error = caught
+        if os.getpid() != process:  # the function forked, and this is the copy: its result is nobody's
+            os._exit(0)
         self.ended = True
         try:
             self._loop.call_soon_threadsafe(self._settle, result, error)
@@ -188,8 +191,9 @@ class _Job:
         self._pool._settle(self)
         if self.future.done():
             return
-        if isinstance(error, StopIteration):  # a future refuses it, as a coroutine does
-            error = RuntimeError(f"{self.name} raised StopIteration")
+        # a future refuses the one, as a coroutine does; as for the other, nobody cancelled the caller
+        if isinstance(error, StopIteration | asyncio.CancelledError):
+            error = RuntimeError(f"{self.name} raised {type(error).__name__}")
         if error is None:
             self.future.set_result(result)
         else:

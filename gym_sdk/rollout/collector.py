@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 __all__ = ["calm_collector"]
 
-_YOUNG = 50_000
+_YOUNG = 5_000
 """Objects that are made before the collector looks at the young ones; 700 by default."""
-_ROUNDS = (20, 100)
+_ROUNDS = (2, 1000)
+"""Looks at the young ones before one at those that outlived them, which is to stay short, and of these before
+one at everything, which takes as long as there is much."""
 
 _lock = threading.Lock()
 _users = 0

@@ -41,7 +41,7 @@ from gym_sdk.schema import (
 from gym_sdk.tokens import CallTokens, chained
 from gym_sdk.tools import Tool, ToolContext
 from gym_sdk.transport.dispatch import Answer
-from gym_sdk.verifiers import run_verifier
+from gym_sdk.verifiers import run_verifier, verifier_name
 
 __all__ = ["RolloutRun", "input_items", "run_rollout"]
 
@@ -126,7 +126,9 @@ class RolloutRun:
                 await self._attempt()
             # later: some code of a user swallowed the cancellation
             if deadline.expired or time.perf_counter() - started > deadline_s:
-                rollout.fail(DeadlineError("the rollout", seconds=deadline_s), self._stage)
+                rollout.fail(
+                    DeadlineError("the rollout (Deadlines.rollout_s)", seconds=deadline_s), self._stage
+                )
         except asyncio.CancelledError as error:
             if was_cancelled():
                 raise
@@ -144,7 +146,9 @@ class RolloutRun:
         environment, deadlines = self._spec.environment, self._spec.deadlines
         if environment.setup is not None:
             setup = environment.start(self._task)
-            self._state = await within("the environment's setup", deadlines.setup_s, setup)
+            self._state = await within(
+                "the environment's setup (Deadlines.setup_s)", deadlines.setup_s, setup
+            )
         try:
             self._tools = self._spec.tools_for(self._state)
             self._stage = Stage.MODEL_CALL
@@ -342,7 +346,8 @@ class RolloutRun:
             started = time.perf_counter()
             self._times.wait_s += started - asked
             verification = run_verifier(verifier, rollout)
-            reward = await within("the verifier", self._spec.deadlines.verifier_s, verification)
+            what = f"the verifier {verifier_name(verifier)} (Deadlines.verifier_s)"
+            reward = await within(what, self._spec.deadlines.verifier_s, verification)
         finally:
             if slots is not None:
                 slots.release()
@@ -354,7 +359,9 @@ class RolloutRun:
         """Give the state back, also when the rollout was cancelled."""
         try:
             stopping = self._spec.environment.stop(self._state)
-            await within("the environment's teardown", self._spec.deadlines.setup_s, stopping)
+            await within(
+                "the environment's teardown (Deadlines.setup_s)", self._spec.deadlines.setup_s, stopping
+            )
         except Exception as error:
             # The attempt itself is over and its reward stands; what leaks must be seen.
             _log.warning("teardown after rollout %s failed: %r", self.rollout.id, error)

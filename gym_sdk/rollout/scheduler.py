@@ -26,7 +26,7 @@ __all__ = ["Scheduler"]
 
 _log = logging.getLogger(__name__)
 
-_STARTS_PER_TURN = 64
+_STARTS_PER_TURN = 32
 """Rollouts that begin in one turn of the event loop."""
 _LEAVE_S = 10.0
 """How long cancelled rollouts may take to end before they are cancelled again, apart from teardown."""

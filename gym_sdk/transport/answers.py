@@ -80,7 +80,10 @@ def read_answer(url: str, body: bytes, read: Callable[[bytes], _T]) -> _T:
             if isinstance(cause, TokenContractError):
                 raise cause from error
         is_cut = details[0]["type"] == "json_invalid"
-        raise TransportError(f"{url} answered with no Response: {error}", retryable=is_cut) from error
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc'])) or 'body'}: {detail['msg']}" for detail in details[:3]
+        )
+        raise TransportError(f"{url} answered with no Response: {wrong}", retryable=is_cut) from error
 
 
 def refusal(url: str, status: int, body: bytes, headers: Mapping[str, str]) -> TransportError | PolicyError:

@@ -22,11 +22,13 @@ class HangUpError(ConnectionError):
 
     Attributes:
         is_answered: whether some of an answer had come.
+        after_s: how long after the request was sent, in seconds.
     """
 
-    def __init__(self, message: str, *, is_answered: bool) -> None:
+    def __init__(self, message: str, *, is_answered: bool, after_s: float = 0.0) -> None:
         super().__init__(message)
         self.is_answered = is_answered
+        self.after_s = after_s
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_pacer",
         "_parser",
         "_pieces",
+        "_sent_at",
         "_stall_s",
         "_stall_timer",
         "_to_the_end",
@@ -77,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._waiter: asyncio.Future[WireAnswer] | None = None
         self._answer = WireAnswer()
+        self._sent_at = 0.0
         self._pieces: list[bytes] = []
         self._bytes = 0
         self._to_the_end = False  # the body ends where the connection does
@@ -99,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter
         self._answer = WireAnswer()
         self._bytes = 0
+        self._sent_at = self._loop.time()
         try:
             self._transport.write(request)
             return await waiter
@@ -163,7 +168,9 @@ class Connection(asyncio.Protocol):
             text = f"{self._what} closed the connection without an answer"
         if error is not None:
             text += f" ({type(error).__name__}: {error})"
-        self._waiter.set_exception(HangUpError(text, is_answered=answered))
+        self._waiter.set_exception(
+            HangUpError(text, is_answered=answered, after_s=self._loop.time() - self._sent_at)
+        )
 
     # httptools' calls
 

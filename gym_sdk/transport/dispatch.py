@@ -203,6 +203,14 @@ class Dispatch:
         if went_out and not is_late:
             return  # it was not this call's doing, and others wait just so
         call.tries_used += 1
+        if is_late and fault is Fault.BUSY:
+            raise TransportError(
+                f"{failure}; so it was for {now - call.troubled_since:.3g} s, and calls wait "
+                f"{self._patience_s:g} s (Breaker.patience_s). Ask for fewer at once (Limits.model_calls)",
+                retryable=True,
+                status=getattr(failure, "status", None),
+                retry_after_s=retry_after_s,
+            ) from failure
         if call.tries_used >= self.retry.attempts or is_late:
             raise failure
         if not self._budget.take():
@@ -258,7 +266,6 @@ class Dispatch:
                     async with asyncio.timeout(self.breaker.probe_deadline_s):
                         await replica.probe()
                 except Exception as error:  # whatever it is, the replica is not known to be well
-                    circuit.last_failure = str(error) or repr(error)
                     _log.debug("%s is still out: %r", replica.name, error)
                 else:
                     circuit.probe_succeeded()
@@ -284,9 +291,9 @@ class Dispatch:
                 async with asyncio.timeout_at(until):
                     await self._usable.wait()
                 return
-        last = "; ".join(f"{replica.name}: {replica.circuit.last_failure}" for replica in self._replicas)
+        last = "; ".join(replica.circuit.last_failure for replica in self._replicas)
         raise TransportError(
-            f"no replica has answered for {loop.time() - since:.0f} s, and calls wait {self._patience_s:g} s "
+            f"no replica has answered for {loop.time() - since:.3g} s, and calls wait {self._patience_s:g} s "
             f"(Breaker.patience_s); the last failure of each: {last}",
             retryable=True,
         )

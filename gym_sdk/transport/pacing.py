@@ -22,7 +22,7 @@ class Pacer:
 
     __slots__ = ("_left", "_scheduled", "_waiting", "per_turn")
 
-    def __init__(self, per_turn: int = 64) -> None:
+    def __init__(self, per_turn: int = 32) -> None:
         self.per_turn = per_turn
         self._left = per_turn
         self._scheduled = False

@@ -22,6 +22,8 @@ __all__ = ["ConnectionPool"]
 _IDLE_S = 30.0
 """How long a connection may lie unused."""
 _DNS_S = 60.0
+_STALE_S = 1.0
+"""A connection that ends so soon after a request was sent had ended before; later, the server gave it up."""
 _STALE_TRIES = 3
 """How often a request may meet a connection that the server has just closed."""
 
@@ -95,7 +97,7 @@ class ConnectionPool:
                 try:
                     answer = await connection.exchange(request)
                 except HangUpError as error:
-                    if connection.uses > 1 and not error.is_answered:
+                    if connection.uses > 1 and not error.is_answered and error.after_s < _STALE_S:
                         continue
                     raise TransportError(f"no answer from {self._what}: {error}", retryable=True) from error
                 finally:

@@ -76,7 +76,7 @@ class Replica:
         self.transport = transport
         self.index = index
         self.name = name_of(transport, index)
-        self.try_name = f"a try at {self.name}"
+        self.try_name = f"a model call to {self.name} (Deadlines.model_call_s)"
         self.circuit = Circuit(breaker)
         self.gate = Gate(getattr(transport, "max_connections", None))
         self.takes_ids: bool = getattr(transport, "takes_request_ids", False)

@@ -51,7 +51,7 @@ async def test_broken_for_ever(status: str, tmp_path: Path) -> None:
             collection = await collected(client, tmp_path / "r.jsonl", limits=Limits(concurrency=4))
         # the circuit breaker keeps the calls of later rollouts from a server that is out
         assert policy.samples <= 4 + 3
-    assert len(failed(collection, FailureKind.TRANSPORT, Stage.MODEL_CALL, policy.url, "503")) == 12
+    assert len(failed(collection, FailureKind.TRANSPORT, Stage.MODEL_CALL, policy.url, status[:3])) == 12
 
 
 async def test_broken_for_ever_though_its_probe_succeeds(tmp_path: Path) -> None:

@@ -166,12 +166,7 @@ BREAKS: dict[str, tuple[Callable[[], Any], str]] = {
 def breaking() -> Iterator[Any]:
     for name in BREAKS:
         for plain in (False, True):
-            marks = []
-            if plain and name == "cancels":
-                marks = [pytest.mark.xfail(reason="in a thread, it ends the rollout", strict=True)]
-            yield pytest.param(
-                name, plain, marks=marks, id=f"{name}, in a {'thread' if plain else 'coroutine'}"
-            )
+            yield pytest.param(name, plain, id=f"{name}, in a {'thread' if plain else 'coroutine'}")
 
 
 @pytest.mark.parametrize(("name", "plain"), list(breaking()))

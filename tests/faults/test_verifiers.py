@@ -155,7 +155,6 @@ async def test_a_thread_that_hangs(released: threading.Event, tmp_path: Path) ->
     failed(collection, FailureKind.DEADLINE, Stage.VERIFIER, "the verifier", "deadline of 0.2 s")
 
 
-@pytest.mark.xfail(reason="the copy's thread goes on to wait for jobs", raises=TimeoutError, strict=True)
 async def test_a_thread_that_forks(tmp_path: Path) -> None:
     """The copy ends where it was made: it must not hold the connections open, nor answer for the original."""
     copies: list[int] = []

@@ -201,7 +201,10 @@ async def test_deadlines_fail_and_name_what_was_waited_for() -> None:
     assert (slow.failure.error, slow.failure.where) == ("DeadlineError", "model_call")
     whole, _ = await attempt(never, deadlines=Deadlines(rollout_s=0.02))
     assert whole.failure is not None
-    assert "the rollout did not finish within its deadline of 0.02 s" in whole.failure.message
+    assert (
+        "the rollout (Deadlines.rollout_s) did not finish within its deadline of 0.02 s"
+        in whole.failure.message
+    )
 
     async def hang(rollout: Rollout) -> float:
         await anyio.sleep_forever()
