@@ -30,7 +30,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "serve", "rollout", "tiny"):
+    for command in ("demo", "serve", "rollout", "store", "tiny"):
         assert command in shown
 
 
@@ -68,9 +68,10 @@ def test_rollouts_of_a_file_of_tasks(tmp_path: Path, untrained_policy: Path) -> 
     done = gym_sdk(
         *("rollout", "tasks.jsonl", "--model", str(untrained_policy), "--out", "out.jsonl"),
         *("--verifier", "scoring:short", "--tool", "scoring:now"),
-        *("--group-size", "2", "--max-output-tokens", "8", "--seed", "1"),
+        *("--group-size", "2", "--max-output-tokens", "8", "--seed", "1", "--track", "jsonl:metrics.jsonl"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "mean_reward=1" in done.stdout
+    assert "outcomes/failed" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     assert len(list(read_rollouts(tmp_path / "out.jsonl"))) == 6

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gym_sdk.cli._loading import load_object
 from gym_sdk.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="store rollouts that a signal cuts off, to go on from them",
     )
+    parser.add_argument(
+        "--track",
+        metavar="WHERE",
+        help="where metrics go while it runs: wandb:PROJECT, trackio:PROJECT, tensorboard:DIR or jsonl:FILE",
+    )
     parser.add_argument("--max-output-tokens", type=int)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int)
@@ -88,16 +94,21 @@ async def _run(arguments: argparse.Namespace) -> int:
 async def _collect(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Collection:
     from gym_sdk.client import GymClient
     from gym_sdk.rollout import DynamicSampling, Limits, Sampling, Schedule
+    from gym_sdk.trackers import tracker_for
 
     if arguments.url:
         client = GymClient(arguments.url, model=arguments.model)
     else:
         client = GymClient.local(arguments.model)
-    async with client:
+    async with AsyncExitStack() as stack:
+        tracker = tracker_for(arguments.track) if arguments.track else None
+        if tracker is not None:
+            stack.push_async_callback(tracker.aclose)
+        await stack.enter_async_context(client)
         return await client.collect(
             tasks,
-            tools=[_load(name) for name in arguments.tool],
-            verifier=_load(arguments.verifier) if arguments.verifier else None,
+            tools=[load_object(name) for name in arguments.tool],
+            verifier=load_object(arguments.verifier) if arguments.verifier else None,
             group_size=arguments.group_size,
             sampling=Sampling(
                 temperature=arguments.temperature,
@@ -114,6 +125,7 @@ async def _collect(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Coll
             store=arguments.out,
             keep_partial=arguments.keep_partial,
             progress=sys.stderr.isatty(),
+            tracker=tracker,
         )
 
 
@@ -123,17 +135,3 @@ def _how_to_go_on(signal_name: str, store: Path | None) -> str:
     return (
         f"stopped by {signal_name}; what was finished is in {store}, and the same command goes on from there"
     )
-
-
-def _load(name: str) -> Any:
-    """Import `module:name`; the current folder is searched first."""
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ConfigurationError(f"{name!r} must have the form module:name")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{name} cannot be loaded: {error}") from error
-    finally:
-        sys.path.pop(0)
