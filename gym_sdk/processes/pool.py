@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import RunVar
 
-from gym_sdk.calling import Deadline
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import ConfigurationError, DeadlineError
 from gym_sdk.processes.worker import Worker, WorkerError
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from gym_sdk.calling import Deadline
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import DeadlineError
 
 __all__ = ["to_its_end", "until_ended", "was_cancelled", "within"]

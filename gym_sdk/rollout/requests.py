@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import PrivateAttr, TypeAdapter
+from pydantic_core import to_json
 
 from gym_sdk.schema import Item, ResponseRequest, Rollout, Turn
 from gym_sdk.tools import Tool
@@ -11,7 +15,7 @@ from gym_sdk.tools import Tool
 if TYPE_CHECKING:
     from gym_sdk.rollout.spec import RolloutSpec
 
-__all__ = ["Prototypes", "RequestWriter"]
+__all__ = ["PreparedRequest", "Prototypes", "RequestWriter"]
 
 _TAKEN_OVER = ("instructions", "tools", "chat_template_kwargs")
 """What a request that continues another one takes over from it."""
@@ -81,12 +85,56 @@ class RequestWriter:
         return items
 
 
+class PreparedRequest(ResponseRequest):
+    """A request of which all that does not change from rollout to rollout is JSON already."""
+
+    _head: bytes = PrivateAttr(default=b"")
+
+    @classmethod
+    def prepare(cls, fields: Mapping[str, Any]) -> PreparedRequest:
+        """Return a request with these fields, and without input.
+
+        Raises:
+            pydantic.ValidationError: they are no request's.
+        """
+        request = cls.model_validate({**fields, "input": []})
+        wire = request.to_wire()
+        for name in _VARYING:
+            wire.pop(name, None)
+        request._head = to_json(wire)[:-1] + (b"," if wire else b"")
+        return request
+
+    def to_wire_json(self) -> bytes:
+        """Return `to_wire()` as JSON bytes."""
+        values = self.__dict__
+        parts = [
+            self._head,
+            b'"input":',
+            _items().dump_json(values["input"], by_alias=True, exclude_unset=True),
+        ]
+        if values["previous_response_id"] is not None:
+            parts += (b',"previous_response_id":', to_json(values["previous_response_id"]))
+        if values["seed"] is not None:
+            parts.append(b',"seed":%d' % values["seed"])
+        parts.append(b"}")
+        return b"".join(parts)
+
+
+_VARYING = ("input", "previous_response_id", "seed")
+"""What `RequestWriter.write` sets."""
+
+
+@functools.cache
+def _items() -> TypeAdapter[list[Item]]:
+    return TypeAdapter(list[Item])
+
+
 class Prototypes(NamedTuple):
     """Requests without their input."""
 
-    whole: ResponseRequest
+    whole: PreparedRequest
     """One that sends everything."""
-    continuing: ResponseRequest
+    continuing: PreparedRequest
     """One that continues another response."""
 
 
@@ -98,7 +146,7 @@ def _prototypes(rollout: Rollout, spec: RolloutSpec, tools: Mapping[str, Tool[..
         return spec.prototypes
     instructions = task.instructions or spec.environment.instructions
     # the rollout itself is the record: nobody asks the server for its responses again
-    fields: dict[str, Any] = {"store": False, "input": []}
+    fields: dict[str, Any] = {"store": False}
     fields |= spec.sampling.fields()
     if spec.model is not None:
         fields["model"] = spec.model
@@ -108,9 +156,7 @@ def _prototypes(rollout: Rollout, spec: RolloutSpec, tools: Mapping[str, Tool[..
         fields["tools"] = [tool.schema for tool in tools.values()]
     fields.update(task.settings)
     continuing = {name: value for name, value in fields.items() if name not in _TAKEN_OVER}
-    prototypes = Prototypes(
-        ResponseRequest.model_validate(fields), ResponseRequest.model_validate(continuing)
-    )
+    prototypes = Prototypes(PreparedRequest.prepare(fields), PreparedRequest.prepare(continuing))
     if not own:
         spec.prototypes = prototypes
     return prototypes

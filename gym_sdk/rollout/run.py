@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from gym_sdk.calling import Deadline
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import (
     ConfigurationError,
     ContextOverflowError,

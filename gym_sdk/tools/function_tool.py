@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
-from gym_sdk.calling import Deadline, call_async, call_in_thread, is_async
+from gym_sdk.calling import call_async, call_in_thread, is_async
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import ConfigurationError, GymError, ToolError
 from gym_sdk.schema import FunctionTool
 from gym_sdk.tools.arguments import Arguments

@@ -9,11 +9,11 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import ConfigurationError, GymError, TransportError
 from gym_sdk.schema import Response, ResponseRequest, TokenForm, Turn
 from gym_sdk.transport.base import Transport
 from gym_sdk.transport.breaker import Breaker, CircuitState
-from gym_sdk.transport.deadline import TryDeadline
 from gym_sdk.transport.faults import Fault, fault_of
 from gym_sdk.transport.placement import Placement
 from gym_sdk.transport.replica import Replica, ReplicaHealth
@@ -146,7 +146,7 @@ class Dispatch:
                 if try_s is None:
                     response = await call.sent_to(replica)
                 else:
-                    with TryDeadline(replica.try_name, try_s):
+                    with Deadline(try_s, replica.try_name):
                         response = await call.sent_to(replica)
                 if check is not None:
                     check(response)

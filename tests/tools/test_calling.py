@@ -17,8 +17,9 @@ from typing import Any
 import anyio
 import pytest
 
-from gym_sdk import calling, threads
-from gym_sdk.calling import Deadline, call_function, is_async
+from gym_sdk import threads
+from gym_sdk.calling import call_function, is_async
+from gym_sdk.deadline import Deadline
 from gym_sdk.errors import ToolError
 from gym_sdk.threads import ThreadsExhaustedError, worker_threads
 from gym_sdk.tools import tool
@@ -275,7 +276,7 @@ async def test_a_deadline_within_scopes_that_are_cancelled() -> None:
 
 @pytest.mark.asyncio
 async def test_work_that_ignores_its_deadline_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calling, "_CANCEL_AGAIN_S", 0.01)
+    monkeypatch.setattr("gym_sdk.deadline._CANCEL_AGAIN_S", 0.01)
     ignored = 0
 
     @tool(timeout_s=0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from support.held import until
 
 from gym_sdk.transport.breaker import Breaker, Circuit, CircuitState
-from gym_sdk.transport.deadline import TryDeadline
 from gym_sdk.transport.gate import Gate
 from gym_sdk.transport.retry import Retry, RetryBudget
 
@@ -128,22 +126,3 @@ async def test_the_gate_serves_in_order() -> None:
         assert not gate.try_enter()
         gate.leave()
     assert order == list(range(10))
-
-
-@pytest.mark.asyncio
-async def test_a_deadline_and_a_cancellation_at_the_same_moment() -> None:
-    """Whoever cancels the task from outside wins: a cancellation is never taken for a deadline."""
-
-    async def run(cancel: Callable[[], object] | None) -> None:
-        with TryDeadline("it", 0.0):
-            if cancel is not None:
-                asyncio.get_running_loop().call_later(0.0, cancel)
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(run(None))
-    with pytest.raises(TimeoutError, match="it did not finish"):
-        await task
-    assert task.cancelling() == 0
-    task = asyncio.create_task(run(lambda: task.cancel()))
-    with pytest.raises(asyncio.CancelledError):
-        await task
