@@ -19,8 +19,8 @@ from gym_sdk.capture.remote import RemoteCapture
 from gym_sdk.capture.transcript import write_transcript
 from gym_sdk.environments import Environment
 from gym_sdk.errors import ConfigurationError, DeadlineError, GymError
+from gym_sdk.rollout.beginning import input_items
 from gym_sdk.rollout.config import Deadlines
-from gym_sdk.rollout.run import input_items
 from gym_sdk.schema import Cancellation, Outcome, Rollout, Stage, Task, Timing, Truncation
 from gym_sdk.transport import Retry, ServingTransport
 from gym_sdk.verifiers import Verifier, run_verifier

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from gym_sdk.deadline import Deadline
 from gym_sdk.errors import (
-    ConfigurationError,
     ContextOverflowError,
     DeadlineError,
     PolicyError,
     TransportError,
 )
+from gym_sdk.rollout.beginning import Times, empty_rollout, going_on, unanswered_calls
 from gym_sdk.rollout.calls import run_function_calls
 from gym_sdk.rollout.deadline import to_its_end, was_cancelled, within
 from gym_sdk.rollout.requests import RequestWriter
@@ -27,14 +24,11 @@ from gym_sdk.rollout.spec import RolloutSpec
 from gym_sdk.rollout.staleness import oldest_version
 from gym_sdk.schema import (
     FunctionCall,
-    FunctionCallOutput,
-    Item,
     ModelCall,
     Outcome,
     Rollout,
     Stage,
     Task,
-    Timing,
     Truncation,
     Turn,
 )
@@ -43,7 +37,7 @@ from gym_sdk.tools import Tool, ToolContext
 from gym_sdk.transport.dispatch import Answer
 from gym_sdk.verifiers import run_verifier, verifier_name
 
-__all__ = ["RolloutRun", "input_items", "run_rollout"]
+__all__ = ["RolloutRun", "run_rollout"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,16 +99,16 @@ class RolloutRun:
         self._writer: RequestWriter
         self._tools: dict[str, Tool[..., Any]] = {}
         self._affinity = f"{task.id}@{epoch}"
-        self._times = _Times()
+        self._times = Times()
         self.born: int | None = None
         self.rollout = (
-            _empty_rollout(task, index, epoch)
+            empty_rollout(task, index, epoch)
             if begun is None
-            else _going_on(begun, spec.environment.has_state)
+            else going_on(begun, spec.environment.has_state)
         )
         self._calls_id = self.rollout.id  # names its calls for servers, which answer a call only once
         if begun is not None:
-            self._times = _Times.of(begun.timing)
+            self._times = Times.of(begun.timing)
             self._calls_id += f".{uuid4().hex[:8]}"  # what they were asked before, they were asked otherwise
 
     async def run(self) -> Rollout:
@@ -166,7 +160,7 @@ class RolloutRun:
         rollout.metrics["tools_offered"] = float(len(self._tools))
         if rollout.model_calls and self._had_ended(rollout.model_calls[-1]):
             return None
-        calls = _unanswered(rollout)
+        calls = unanswered_calls(rollout)
         for turn in range(len(rollout.model_calls), self._spec.limits.max_turns):
             if calls:
                 self._stage = Stage.TOOL
@@ -366,88 +360,3 @@ class RolloutRun:
             # The attempt itself is over and its reward stands; what leaks must be seen.
             _log.warning("teardown after rollout %s failed: %r", self.rollout.id, error)
             self.rollout.metrics["teardown_errors"] = 1.0
-
-
-@dataclass(slots=True)
-class _Times:
-    """What a rollout spends its time on. Adding to a pydantic model costs ten times as much."""
-
-    duration_s: float = 0.0
-    model_s: float = 0.0
-    tool_s: float = 0.0
-    verifier_s: float = 0.0
-    wait_s: float = 0.0
-
-    @classmethod
-    def of(cls, timing: Timing) -> _Times:
-        return cls(timing.duration_s, timing.model_s, timing.tool_s, timing.verifier_s, timing.wait_s)
-
-    def timing(self, started_at: float) -> Timing:
-        return Timing(
-            started_at=started_at,
-            duration_s=self.duration_s,
-            model_s=self.model_s,
-            tool_s=self.tool_s,
-            verifier_s=self.verifier_s,
-            wait_s=self.wait_s,
-        )
-
-
-def _empty_rollout(task: Task, index: int, epoch: int) -> Rollout:
-    items = input_items(task)
-    return Rollout(
-        id=f"ro_{uuid4().hex}",
-        task=task,
-        index=index,
-        epoch=epoch,
-        items=items,
-        input_items=len(items),
-        metrics={"turns": 0.0, "tool_calls": 0.0, "tool_errors": 0.0},
-        timing=Timing(started_at=time.time()),
-    )
-
-
-def _going_on(begun: Rollout, has_state: bool) -> Rollout:
-    """Return a copy of a cancelled attempt, as it was before it ended.
-
-    Raises:
-        ConfigurationError: it is not a cancelled one, or the environment's state went with it.
-    """
-    if begun.outcome is not Outcome.CANCELLED:
-        raise ConfigurationError(f"rollout {begun.id} is {begun.outcome}; only a cancelled one can go on")
-    if has_state:
-        raise ConfigurationError(
-            f"rollout {begun.id} cannot go on: its environment's state (setup) ended with it; "
-            "attempt the task anew"
-        )
-    return begun.model_copy(
-        update={
-            "items": list(begun.items),
-            "model_calls": list(begun.model_calls),
-            "metrics": dict(begun.metrics),
-            "outcome": Outcome.COMPLETED,
-            "cancellation": None,
-        }
-    )
-
-
-def _unanswered(rollout: Rollout) -> list[FunctionCall]:
-    """Return the function calls of the last turn that have no output: an attempt may have ended there."""
-    if not rollout.model_calls:
-        return []
-    answered = {item.call_id for item in rollout.items if isinstance(item, FunctionCallOutput)}
-    return [call for call in rollout.function_calls if call.call_id not in answered]
-
-
-def input_items(task: Task) -> list[Item]:
-    """Return the task's input as items.
-
-    Raises:
-        ConfigurationError: an entry is not an item.
-    """
-    try:
-        return task.items()
-    except ValidationError as error:
-        raise ConfigurationError(
-            f"task {task.id}: its input holds something that is no item: {error}"
-        ) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from gym_sdk.errors import GymError
+from gym_sdk.rollout.beginning import input_items
 from gym_sdk.rollout.deadline import until_ended, was_cancelled
 from gym_sdk.rollout.flight import Flight
 from gym_sdk.rollout.grouping import is_scored, score_group
@@ -16,7 +17,7 @@ from gym_sdk.rollout.groups import OpenGroup
 from gym_sdk.rollout.options import StreamOptions
 from gym_sdk.rollout.ramp import Ramp
 from gym_sdk.rollout.record import Record
-from gym_sdk.rollout.run import RolloutRun, input_items
+from gym_sdk.rollout.run import RolloutRun
 from gym_sdk.rollout.source import TaskSource, read_tasks
 from gym_sdk.rollout.spec import RolloutSpec
 from gym_sdk.rollout.staleness import AgeLimit

@@ -15,8 +15,8 @@ from support.scripted import ScriptedTransport, say
 from gym_sdk import GymClient, Limits, Outcome, Rollout, Task
 from gym_sdk.errors import ConfigurationError, GymError, PolicyError
 from gym_sdk.rollout import DynamicSampling
+from gym_sdk.rollout.beginning import empty_rollout
 from gym_sdk.rollout.groups import OpenGroup, is_flat
-from gym_sdk.rollout.run import _empty_rollout
 from gym_sdk.schema import Cancellation, Group, Stage
 
 pytestmark = pytest.mark.asyncio
@@ -210,7 +210,7 @@ async def test_what_cannot_be(wrong: dict[str, Any]) -> None:
 
 
 def ended(task: Task, index: int, reward: float | None) -> Rollout:
-    rollout = _empty_rollout(task, index, 0)
+    rollout = empty_rollout(task, index, 0)
     rollout.reward = reward
     return rollout if reward is not None else rollout.fail(PolicyError("no"), Stage.MODEL_CALL)
 
