@@ -24,10 +24,14 @@ _TOTALS: Final = (
     "unparsed_calls",
     "lost_states",
     "teardown_errors",
+    "cut_tool_outputs",
+    "refused_calls",
+    "failed_calls",
+    "cancelled_calls",
 )
 """Entries of `Rollout.metrics` that are counts, and are added up."""
 
-_KNOWN: Final = frozenset({*_TOTALS, "turns", "tools_offered", "staleness"})
+_KNOWN: Final = frozenset({*_TOTALS, "turns", "tools_offered", "staleness", "group_scored"})
 
 
 @dataclass(frozen=True, slots=True)
