@@ -95,7 +95,7 @@ async def test_hanging(tmp_path: Path) -> None:
 
 
 async def test_hanging_on_when_it_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gym_sdk.calling._CANCEL_AGAIN_S", 0.05)
+    monkeypatch.setattr("gym_sdk.deadline._CANCEL_AGAIN_S", 0.05)
 
     async def look(number: int) -> str:
         """Look something up."""

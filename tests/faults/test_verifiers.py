@@ -123,7 +123,7 @@ async def test_a_coroutine_that_hangs_on_when_it_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is cancelled again and again."""
-    monkeypatch.setattr("gym_sdk.calling._CANCEL_AGAIN_S", 0.05)
+    monkeypatch.setattr("gym_sdk.deadline._CANCEL_AGAIN_S", 0.05)
 
     async def hang(rollout: Rollout) -> float:
         for _ in range(3 if is_bad(rollout) else 0):
