@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ __all__ = ["CallOutputs", "run_function_calls"]
 
 @dataclass(slots=True)
 class CallOutputs:
-    """What the calls of one turn gave. Unpacks into the outputs and the number of errors.
+    """What the calls of one turn gave.
 
     Attributes:
         outputs: in the order of the calls.
@@ -29,9 +29,6 @@ class CallOutputs:
     outputs: list[FunctionCallOutput]
     errors: int = 0
     cut: int = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.outputs, self.errors))
 
 
 async def run_function_calls(

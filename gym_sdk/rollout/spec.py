@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from gym_sdk.environments import Environment
 from gym_sdk.rollout.config import Deadlines, Limits, Sampling
 from gym_sdk.rollout.requests import Prototypes
 from gym_sdk.rollout.slots import Slots
 from gym_sdk.rollout.staleness import WeightClock
-from gym_sdk.schema import ResponseRequest, TokenForm, Turn
+from gym_sdk.schema import TokenForm
 from gym_sdk.tools import Tool, resolve_tools
-from gym_sdk.transport.dispatch import Answer, Check
+from gym_sdk.transport import Dispatch
 
-__all__ = ["Caller", "Gates", "RolloutSpec"]
-
-
-class Caller(Protocol):
-    """Makes a model call, with retries: `gym_sdk.transport.Dispatch`, for one."""
-
-    async def turn(
-        self,
-        request: ResponseRequest,
-        *,
-        token_form: TokenForm = "item",
-        affinity: str | None = None,
-        request_id: str | None = None,
-        try_s: float | None = None,
-        check: Check | None = None,
-    ) -> Answer[Turn]:
-        """See `Dispatch.turn`."""
-        ...
+__all__ = ["Gates", "RolloutSpec"]
 
 
 @dataclass(slots=True)
@@ -56,7 +39,7 @@ class Gates:
 class RolloutSpec:
     """Everything about a rollout but its task."""
 
-    caller: Caller
+    caller: Dispatch
     token_form: TokenForm = "item"
     model: str | None = None
     environment: Environment = field(default_factory=Environment)

@@ -70,7 +70,7 @@ def test_the_last_line_of_a_key_counts(path: Path) -> None:
 def test_zstd_files_are_read_by_zstd(tmp_path: Path) -> None:
     tool = shutil.which("zstd")
     if tool is None:
-        pytest.skip("zstd is not installed")
+        pytest.skip("the zstd command, which is no Python package, is not installed")
     path = tmp_path / "r.jsonl.zst"
     with Journal(path) as journal:
         for number in range(3):

@@ -42,7 +42,7 @@ async def test_outputs_in_order_with_errors_and_cuts_counted(count: int) -> None
     assert [output.call_id for output in results.outputs] == ["c0", "c1", "c2"][:count]
     assert results.outputs[0].text.startswith("a" * 20 + "\n[output cut")
     assert (results.errors, results.cut) == (count // 3, 1)
-    outputs, errors = results
+    outputs, errors = results.outputs, results.errors
     assert (outputs, errors) == (results.outputs, results.errors)
 
 
