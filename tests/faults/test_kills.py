@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.collecting import check, keys
-from support.collectors import collectors, order
+from support.collectors import collectors, order, output_of
 from support.faulty_policy import Asked, Fault, serving
 
 from gym_sdk.schema import RolloutKey
@@ -75,10 +75,13 @@ class Store:
                 self.lines[key], self.ids[key] = line, data["id"]
 
     def tear(self, chance: random.Random) -> None:
-        """Leave the beginning of a line at its end, as a kill within the write of a large one does."""
+        """Leave the beginning of a line at its end, as a kill within the write of a large one does.
+
+        It is one that is stored already, and without its newline alone it would be kept, as it should.
+        """
         line = chance.choice(list(self.lines.values()))
         with self.path.open("ab") as file:
-            file.write(line[: chance.randrange(1, len(line))])
+            file.write(line[: chance.randrange(1, len(line) - 1)])
 
     @property
     def by_task(self) -> Counter[str]:
@@ -94,12 +97,11 @@ async def test_killed_at_random_moments(tmp_path: Path) -> None:
     life = Life(Counter())
     kills = 0
     with collectors() as process:
-        assert process.stdout is not None
-        reader = asyncio.StreamReader(limit=2**20)
-        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), process.stdout
-        )
-        async with serving(lambda asked: life.note(asked), latency_s=0.001) as policy, asyncio.timeout(100):
+        async with (
+            output_of(process) as reader,
+            serving(lambda asked: life.note(asked), latency_s=0.001) as policy,
+            asyncio.timeout(100),
+        ):
             while True:
                 life = Life(store.by_task)
                 life.calls_left = chance.randint(1, MOST_CALLS)
@@ -138,7 +140,6 @@ async def test_killed_at_random_moments(tmp_path: Path) -> None:
                     break
                 assert line == b"killed\n", (seed, line)
                 kills += 1
-        pipe.close()
     assert kills == KILLS, f"seed {seed}"
     assert set(delivered) == keys(COUNT, GROUP_SIZE), f"seed {seed}"
     check(read_rollouts(store.path, every=True), store.path, count=COUNT, group_size=GROUP_SIZE)

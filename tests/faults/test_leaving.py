@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from support.collecting import collected, leaving_nothing, look, questions, right
-from support.collectors import collectors, order
+from support.collectors import collectors, order, output_of
 from support.faulty_policy import Asked, Fault, FaultyPolicy, serving
 from support.faulty_server import HOLD
 from support.held import until
@@ -161,12 +161,7 @@ async def test_a_process_that_is_told_to_end(
     """With model calls in flight and verifiers in processes of their own, which have children, too."""
     store = tmp_path / "r.jsonl"
     with collectors() as process:
-        assert process.stdout is not None
-        reader = asyncio.StreamReader()
-        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), process.stdout
-        )
-        async with serving(hold_late_ones) as policy, asyncio.timeout(60):
+        async with output_of(process) as reader, serving(hold_late_ones) as policy, asyncio.timeout(60):
             order(
                 process,
                 url=policy.url,
@@ -185,7 +180,6 @@ async def test_a_process_that_is_told_to_end(
             said = [line async for line in _until_ended(reader)]
             await until(lambda: policy.open == 0 and policy.aborted == 100, 10)
             await until(lambda: not any(map(_is_alive, family)), 10)
-        pipe.close()
     assert said == says
     with Journal(store) as journal:  # nobody holds its lock, and it can be read
         assert len(journal) == 0

@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -98,6 +98,18 @@ def collectors() -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+@asynccontextmanager
+async def output_of(process: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.StreamReader]:
+    """Read what the process and its forks write, line by line."""
+    assert process.stdout is not None
+    reader = asyncio.StreamReader(limit=2**20)
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), process.stdout
+    )
+    with contextlib.closing(pipe):
+        yield reader
 
 
 def order(process: subprocess.Popen[bytes], **fields: Any) -> None:
