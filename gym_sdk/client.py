@@ -346,7 +346,7 @@ class GymClient(WeightUpdates):
         started = perf_counter()
         async with self.rollouts(tasks, **options) as stream:
             groups = [group async for group in stream]
-        groups.sort(key=lambda group: (group.epoch, stream.position(group.task.id or "")))
+        groups.sort(key=lambda group: (group.epoch, stream.position(group.task)))
         return Collection(groups, perf_counter() - started)
 
     def capture(

@@ -48,7 +48,7 @@ class Scheduler:
         changed: called when the scheduler failed, or has nothing left to do.
 
     Attributes:
-        positions: where in the source the task with an id stood.
+        positions: where in the source the task with an id, and an epoch of its own, stood.
         failure: what ended the scheduler before its work was done.
         source_error: why the source ended early.
         closed: whether `close` was called.
@@ -86,7 +86,7 @@ class Scheduler:
         self._admitted = 0
         self._in_a_row = 0
         self._reader: asyncio.Task[None] | None = None
-        self.positions: dict[str, int] = {}
+        self.positions: dict[tuple[str, int], int] = {}
         self.failure: BaseException | None = None
         self.source_error: Exception | None = None
         self.dropped = 0

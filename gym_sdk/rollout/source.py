@@ -87,14 +87,14 @@ def check_source(tasks: TaskSource, schedule: Schedule) -> None:
 
 
 async def read_tasks(
-    tasks: TaskSource, schedule: Schedule, positions: dict[str, int]
+    tasks: TaskSource, schedule: Schedule, positions: dict[tuple[str, int], int]
 ) -> AsyncGenerator[tuple[Task, int]]:
     """Yield each task with its epoch, in the order of admission; tasks without id are named by position.
 
     Args:
         tasks: the source; it is read only as far as needed.
         schedule: order, look-ahead and epochs.
-        positions: gets the position in the source of each task's id.
+        positions: gets the position in the source of each task, by its id and own epoch.
 
     Raises:
         ConfigurationError: an entry is no task, or an id occurs twice.
@@ -108,14 +108,14 @@ async def read_tasks(
                 if task.id is None:
                     task = replace(task, id=f"task-{position:06d}")
                 _note_position(task, position, positions, again=epoch > 0)
-                yield task, epoch
+                yield task, epoch + task.epoch
         if count == 0:
             return  # repeating nothing would never end
 
 
-def _note_position(task: Task, position: int, positions: dict[str, int], *, again: bool) -> None:
+def _note_position(task: Task, position: int, positions: dict[tuple[str, int], int], *, again: bool) -> None:
     assert task.id is not None
-    known = positions.setdefault(task.id, position)
+    known = positions.setdefault((task.id, task.epoch), position)
     if known == position:
         return
     if again:

@@ -21,7 +21,7 @@ from gym_sdk.rollout.source import TaskSource, check_source
 from gym_sdk.rollout.spec import RolloutSpec
 from gym_sdk.rollout.watch import TokenWatch
 from gym_sdk.rollout.watchdog import LoopWatchdog, watch_loop
-from gym_sdk.schema import Group, Rollout
+from gym_sdk.schema import Group, Rollout, Task
 
 __all__ = ["RolloutStream"]
 
@@ -128,9 +128,9 @@ class RolloutStream:
                 raise failure
             _log.warning("the stream had failed when it was left: %r", failure)
 
-    def position(self, task_id: str) -> int:
-        """Return where in the source the task with this id stood, from 0."""
-        return self._scheduler.positions[task_id]
+    def position(self, task: Task) -> int:
+        """Return where in the source the task of a group stood, from 0."""
+        return self._scheduler.positions[task.id or "", task.epoch]
 
     def __aiter__(self) -> AsyncIterator[Group]:
         return self

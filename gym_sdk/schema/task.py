@@ -22,6 +22,8 @@ class Task:
         instructions: system text of this task.
         settings: request fields of this task, e.g. `{"temperature": 0.7}`; they win over the call's.
         metadata: anything else, for verifiers and tables; `tags` there split the metrics.
+        epoch: how often its group was rolled out before, in a run that repeats its tasks and says so itself
+            (a trainer's). Id and epoch together name the group: in seeds, in stores, and in a stream.
     """
 
     input: str | Sequence[Item | Mapping[str, Any]]
@@ -30,6 +32,7 @@ class Task:
     instructions: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
 
     def items(self) -> list[Item]:
         """The input as items.

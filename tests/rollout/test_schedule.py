@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -85,6 +86,22 @@ async def test_epochs_have_keys_and_seeds_of_their_own() -> None:
     keys = [rollout.key for group in collection.groups for rollout in group.rollouts]
     assert keys == [(f"q{n}", epoch, index) for epoch in (0, 1) for n in (0, 1) for index in (0, 1)]
     assert len({request.seed for request in transport.requests}) == 8
+
+
+async def test_a_source_that_repeats_its_tasks_says_which_time_it_is() -> None:
+    """The same task twice in one stream; keys and seeds are those of a schedule's epochs."""
+    transport = answering()
+    again = [replace(task, epoch=epoch) for epoch in (0, 1) for task in tasks(2)]
+    async with GymClient.over(transport) as client:
+        collection = await client.collect(again, sampling=Sampling(seed=1))
+        seeds = {request.seed for request in transport.requests}
+        await client.collect(tasks(2), schedule=Schedule(epochs=2), sampling=Sampling(seed=1))
+        assert {request.seed for request in transport.requests} == seeds
+        with pytest.raises(ConfigurationError, match="two tasks of one stream have the id 'q0'"):
+            await client.collect([again[2], again[2]])
+    keys = [group.rollouts[0].key for group in collection.groups]
+    assert keys == [(f"q{n}", epoch, 0) for epoch in (0, 1) for n in (0, 1)]
+    assert len(seeds) == 4
 
 
 async def test_a_stream_that_never_ends() -> None:

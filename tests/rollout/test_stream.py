@@ -44,7 +44,7 @@ async def test_groups_are_whole_and_come_as_they_finish(tmp_path: Path) -> None:
                 assert [rollout.index for rollout in group.rollouts] == [0, 1, 2, 3]
                 assert {rollout.task_id for rollout in group.rollouts} == {group.task.id}
                 assert group.rewards == [1.0, 0.0, 1.0, 0.0]
-                seen.append(stream.position(group.task.id or ""))
+                seen.append(stream.position(group.task))
     assert sorted(seen) == list(range(20))
     assert transport.most_running <= 10
     stored = list(read_rollouts(store))
