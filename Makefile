@@ -28,10 +28,12 @@ $(VENV)/.demo: pyproject.toml requirements/cpu.txt | $(BIN)/python
 	$(PIP) install $(TORCH_CONSTRAINTS) -e ".[demo]"
 	@touch $@
 
+# trl: its chat templates, losses and trainer are compared with ours. Without what they ask for, which the SDK has or
+# their data types don't need
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install $(TORCH_CONSTRAINTS) -e ".[dev]"
 	$(PIP) install --target $(OLD_OPENAI) --upgrade openai==2.8.0
-	$(PIP) install --target $(TRL) --upgrade --no-deps trl==1.16.0  # for its chat templates
+	$(PIP) install --target $(TRL) --upgrade --no-deps trl==1.16.0 tinker==0.38.0
 	@touch $@
 
 # the whole chain on this machine: warm start, server, rollouts, GRPO, weight sync, learning curve

@@ -1,12 +1,15 @@
 """A tiny policy made on this machine: tokenizer, chat template, weights, warm start."""
 
 from backends.tiny.build import build_tiny_policy, cached_tiny_policy
-from backends.tiny.calculator import CALCULATOR_TOOL
-from backends.tiny.recipe import ModelSizes, TinyRecipe, TraceMix
+from backends.tiny.families import ArithmeticMix, LockersMix, SpellingMix, TraceMix
+from backends.tiny.recipe import RECIPES, ModelSizes, TinyRecipe
 
 __all__ = [
-    "CALCULATOR_TOOL",
+    "RECIPES",
+    "ArithmeticMix",
+    "LockersMix",
     "ModelSizes",
+    "SpellingMix",
     "TinyRecipe",
     "TraceMix",
     "build_tiny_policy",

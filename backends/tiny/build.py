@@ -89,13 +89,13 @@ def _build_into(folder: Path, recipe: TinyRecipe, progress: Progress) -> None:
     from backends.tiny.warm_start import warm_start
 
     progress("tokenizer", 0.0)
-    tokenizer = build_tokenizer(recipe.sizes.max_position_embeddings)
+    tokenizer = build_tokenizer(recipe.sizes.max_position_embeddings, recipe.mix.vocabulary)
     model = build_model(recipe, tokenizer)
     warm_start(model, tokenizer, recipe, progress)
     tokenizer.save_pretrained(folder)
     with _without_progress_bars():
         model.save_pretrained(folder)
-    content = {"fingerprint": recipe.fingerprint(), **asdict(recipe)}
+    content = {"fingerprint": recipe.fingerprint(), "family": recipe.mix.family, **asdict(recipe)}
     (folder / RECIPE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     progress("saved", 1.0)
 

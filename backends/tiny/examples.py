@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from backends.tiny.calculator import CALCULATOR_TOOL
-from backends.tiny.questions import basic_arithmetic, chain_sum
-from backends.tiny.traces import Trace
+from backends.tiny.families import Messages
 from backends.tiny.vocabulary import IM_END, IM_START
 
 __all__ = ["Batch", "Example", "ExampleEncoder", "make_batches"]
@@ -36,26 +35,31 @@ class Batch:
 
 
 class ExampleEncoder:
-    """Turns text and traces into rows."""
+    """Turns text and traces into rows.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    Args:
+        tokenizer: the one that rollouts use.
+        tool: the tool of the traces; None if they use none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, tool: dict[str, Any] | None) -> None:
         self._tokenizer = tokenizer
+        self._tools: list[Any] | None = [tool] if tool is not None else None
         self._turn_start = tokenizer.encode(f"{IM_START}assistant\n")
         (self._turn_end,) = tokenizer.encode(IM_END)
 
-    def trace(self, trace: Trace) -> Example:
+    def trace(self, messages: Messages) -> Example:
         """Render a trace as a rollout renders it; what the assistant generates carries loss."""
-        text = self._tokenizer.apply_chat_template(trace.messages, tools=[CALCULATOR_TOOL], tokenize=False)
+        text = self._tokenizer.apply_chat_template(messages, tools=self._tools, tokenize=False)
         token_ids = self._tokenizer.encode(text)
         return Example(token_ids, self._assistant_mask(token_ids))
 
-    def copying(self, rng: Random) -> Example:
-        """Write an expression or a result three times, one per line; the copies carry loss."""
-        family = basic_arithmetic if rng.random() < 0.3 else chain_sum
-        question = family(rng)
-        text = str(question.answer) if rng.random() < 0.35 else question.expression
-        line = self._tokenizer.encode(f"{text}\n")
-        return Example(line * 3, [False] * len(line) + [True] * (2 * len(line)))
+    def drill(self, lines: Sequence[str]) -> Example:
+        """Write the lines of an exercise; all but the first carry loss."""
+        encoded = [self._tokenizer.encode(f"{line}\n") for line in lines]
+        token_ids = [token_id for line in encoded for token_id in line]
+        given = len(encoded[0])
+        return Example(token_ids, [False] * given + [True] * (len(token_ids) - given))
 
     def _assistant_mask(self, token_ids: Sequence[int]) -> list[bool]:
         """Mark what follows an assistant's turn start, up to and including the turn's end."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from backends.tiny.calculator import CALCULATOR_TOOL
-from backends.tiny.vocabulary import CHAT_TEMPLATE, MARKUP_TOKENS, PIECES, SPECIAL_TOKENS, TEXTS
+from backends.tiny.families import ArithmeticMix, LockersMix, SpellingMix, TraceMix
+from backends.tiny.vocabulary import CHAT_TEMPLATE, MARKUP_TOKENS, SPECIAL_TOKENS
 from gym_sdk.errors import ConfigurationError
 
-__all__ = ["FORMAT_VERSION", "ModelSizes", "TinyRecipe", "TraceMix"]
+__all__ = ["FORMAT_VERSION", "RECIPES", "ModelSizes", "TinyRecipe"]
 
 FORMAT_VERSION = 1
 """Raised when the code changes what comes out of an unchanged recipe."""
@@ -50,33 +51,6 @@ class ModelSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceMix:
-    """Shares of the traces.
-
-    Attributes:
-        good: ask the calculator, repeat its result.
-        guess: answer at once with a number of the question.
-        wrong_expression: ask the calculator something else.
-        basic_arithmetic: share of each of these that is about signs and brackets instead of sums.
-
-    Raises:
-        ConfigurationError: the first three don't add up to 1, or a share is not in [0, 1].
-    """
-
-    good: float = 0.25
-    guess: float = 0.6
-    wrong_expression: float = 0.15
-    basic_arithmetic: float = 0.25
-
-    def __post_init__(self) -> None:
-        kinds = (self.good, self.guess, self.wrong_expression)
-        if not all(0.0 <= share <= 1.0 for share in (*kinds, self.basic_arithmetic)):
-            raise ConfigurationError(f"every share must be in [0, 1]: {self}")
-        if abs(sum(kinds) - 1.0) > 1e-9:
-            raise ConfigurationError(f"good, guess and wrong_expression must add up to 1: {self}")
-
-
-@dataclass(frozen=True, slots=True)
 class TinyRecipe:
     """Everything that decides how a tiny policy comes out.
 
@@ -84,8 +58,8 @@ class TinyRecipe:
 
     Attributes:
         sizes: of the model.
-        mix: of the traces.
-        copy_steps: optimizer steps on copying, which comes first.
+        mix: of the traces; its type is the family of tasks.
+        copy_steps: optimizer steps on the mix's exercise, which comes first.
         trace_steps: optimizer steps on traces.
         batch_size: rows per step.
         matrix_learning_rate: peak learning rate of the matrices (Muon).
@@ -97,7 +71,7 @@ class TinyRecipe:
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
-    mix: TraceMix = field(default_factory=TraceMix)
+    mix: TraceMix = field(default_factory=ArithmeticMix)
     copy_steps: int = 320
     trace_steps: int = 300
     batch_size: int = 32
@@ -121,11 +95,20 @@ class TinyRecipe:
 
     def fingerprint(self) -> str:
         """Hash everything that decides how the policy comes out, the code's constants included."""
+        vocabulary = self.mix.vocabulary
         content = {
             "format": FORMAT_VERSION,
             "recipe": asdict(self),
-            "tokenizer": [SPECIAL_TOKENS, MARKUP_TOKENS, PIECES, TEXTS],
+            "tokenizer": [SPECIAL_TOKENS, MARKUP_TOKENS, vocabulary.pieces, vocabulary.texts],
             "chat_template": CHAT_TEMPLATE,
-            "tool": CALCULATOR_TOOL,
+            "tool": self.mix.tool,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+RECIPES: Mapping[str, TinyRecipe] = {
+    "arithmetic": TinyRecipe(),
+    "lockers": TinyRecipe(mix=LockersMix(), copy_steps=60, trace_steps=200),
+    "spelling": TinyRecipe(mix=SpellingMix(), copy_steps=300, trace_steps=200),
+}
+"""A recipe for each family of tasks."""

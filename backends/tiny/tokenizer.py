@@ -6,31 +6,32 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from backends.tiny.vocabulary import (
+    ARITHMETIC,
     CHAT_TEMPLATE,
     END_OF_TEXT,
     IM_END,
     IM_START,
     MARKUP_TOKENS,
-    PIECES,
     SPECIAL_TOKENS,
-    TEXTS,
+    Vocabulary,
 )
 
 __all__ = ["build_tokenizer"]
 
 
-def build_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(model_max_length: int, vocabulary: Vocabulary = ARITHMETIC) -> PreTrainedTokenizerFast:
     """Build the tokenizer, with its chat template.
 
     It encodes any Unicode text without loss: nothing is normalized, and every byte has a token.
 
     Args:
         model_max_length: the policy's context length, in tokens.
+        vocabulary: where text is split, and what is learned from.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(vocabulary.pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -43,7 +44,7 @@ def build_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     # Twice, since the trainer is told to drop pairs that it saw only once.
-    tokenizer.train_from_iterator(TEXTS * 2, trainer)
+    tokenizer.train_from_iterator(vocabulary.texts * 2, trainer)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKUP_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,4 +1,4 @@
-"""Supervised training before reinforcement learning: first copying, then traces."""
+"""Supervised training before reinforcement learning: first an exercise, then traces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from backends.tiny.examples import Batch, Example, ExampleEncoder, make_batches
 from backends.tiny.muon import Muon
 from backends.tiny.recipe import TinyRecipe
-from backends.tiny.traces import generate_traces
 
 __all__ = ["warm_start"]
 
@@ -30,8 +29,8 @@ def warm_start(
 ) -> None:
     """Train the model in place.
 
-    Copying comes first: a model that has not learned it miscopies the arguments of its tool calls, and
-    then no reward teaches it anything.
+    The exercise comes first: a model that has not learned to copy miscopies the arguments of its tool calls,
+    and then no reward teaches it anything.
 
     Args:
         model: in float32.
@@ -61,10 +60,10 @@ def warm_start(
 
 def _batches(tokenizer: PreTrainedTokenizerFast, recipe: TinyRecipe) -> Iterator[tuple[str, Batch]]:
     rng = Random(recipe.seed)
-    encoder = ExampleEncoder(tokenizer)
-    traces = generate_traces(rng, recipe.mix)
+    encoder = ExampleEncoder(tokenizer, recipe.mix.tool)
+    traces = recipe.mix.traces(rng)
     stages: list[tuple[str, Callable[[], Example], int]] = [
-        ("copying", lambda: encoder.copying(rng), recipe.copy_steps),
+        ("drill", lambda: encoder.drill(recipe.mix.drill(rng)), recipe.copy_steps),
         ("traces", lambda: encoder.trace(next(traces)), recipe.trace_steps),
     ]
     for stage, draw, steps in stages:

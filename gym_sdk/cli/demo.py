@@ -190,7 +190,7 @@ class _Session:
         """Return the trainer over training tasks and this session's rollouts."""
         from transformers import AutoModelForCausalLM
 
-        from gym_sdk.grpo import FolderSync, GRPOConfig, GRPOTrainer
+        from gym_sdk.grpo import FolderSync, GRPOConfig, GRPOTrainer, OptimizerConfig
 
         config = self._config
         return GRPOTrainer(
@@ -201,8 +201,7 @@ class _Session:
             tasks=self.train,
             sync=FolderSync(self.client, self._out / "weights"),
             config=GRPOConfig(
-                learning_rate=5e-4,
-                warmup_steps=5,
+                optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=5),
                 tasks_per_step=config.tasks_per_step,
                 seed=config.seed,
                 max_steps=config.steps,

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import random
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from gym_sdk.environments.calculator import CalculationError, evaluate, format_number
 from gym_sdk.environments.environment import Environment
-from gym_sdk.environments.procedural import reasoning_gym_tasks
+from gym_sdk.environments.splits import Split, split_tasks
 from gym_sdk.errors import ConfigurationError, ToolError
 from gym_sdk.schema import Rollout, Task
 from gym_sdk.tools import tool
 from gym_sdk.verifiers import reasoning_gym, run_verifier
 from gym_sdk.verifiers.procedural import ENTRY_KEY
 
-__all__ = ["FAMILIES", "Family", "Split", "arithmetic", "arithmetic_tasks", "calculator"]
+__all__ = ["FAMILIES", "Family", "arithmetic", "arithmetic_tasks", "calculator"]
 
 Family: TypeAlias = Literal["chain_sum", "basic_arithmetic"]
-Split: TypeAlias = Literal["train", "held_out"]
 
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -32,8 +28,6 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 """Parameters of the reasoning-gym datasets."""
 
 _ANSWER = r"\AThe answer is (-?[0-9]+)\.\Z"
-_HELD_OUT_SHARE = 4  # one question in four
-_MAX_REJECTED = 100  # candidates for each task
 
 
 @tool
@@ -90,37 +84,20 @@ def arithmetic_tasks(
     Raises:
         ConfigurationError: there is no such family or split, or reasoning-gym is not installed.
     """
-    parameters = {**_parameters(family), **config}
-    if split not in ("train", "held_out"):
-        raise ConfigurationError(f"there is no split {split!r}; use 'train' or 'held_out'")
-    # reasoning-gym makes entry i from seed + i: neighbouring seeds would give nearly the same tasks
-    start = random.Random(f"{family}/{seed}").getrandbits(48)
-    tasks: list[Task] = []
-    first = start
-    while len(tasks) < size:
-        if start - first > _MAX_REJECTED * size + 1_000:
-            raise ConfigurationError(
-                f"{family} with {config} has too few {split} questions: {len(tasks)} in {start - first}"
-            )
-        batch = reasoning_gym_tasks(family, max(64, size), start, **parameters)
-        tasks += [task for task in batch if _belongs(task, split)]
-        start += len(batch)
-    return [
-        dataclasses.replace(task, id=f"{family}-{split}-{seed}-{index}")
-        for index, task in enumerate(tasks[:size])
-    ]
+    return split_tasks(
+        family,
+        size=size,
+        seed=seed,
+        split=split,
+        config={**_parameters(family), **config},
+        accept=_is_exact,
+    )
 
 
 def _parameters(family: str) -> Mapping[str, Any]:
     if family not in FAMILIES:
         raise ConfigurationError(f"there is no family {family!r}; there are: {', '.join(FAMILIES)}")
     return FAMILIES[family]
-
-
-def _belongs(task: Task, split: Split) -> bool:
-    digest = hashlib.blake2b(str(task.input).encode(), digest_size=8).digest()
-    held_out = int.from_bytes(digest, "big") % _HELD_OUT_SHARE == 0
-    return held_out == (split == "held_out") and _is_exact(task)
 
 
 def _is_exact(task: Task) -> bool:

@@ -8,12 +8,13 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError, DeadlineError, GymError, PolicyError
+from gym_sdk.grpo.models import served_model
 from gym_sdk.grpo.process_group import SendingGroup, Store
 from gym_sdk.grpo.sync import WeightTarget
 from gym_sdk.schema.weights import (
@@ -25,6 +26,9 @@ from gym_sdk.schema.weights import (
     in_buckets,
 )
 from gym_sdk.transport.tensors import without_ties
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["BroadcastSync", "BroadcastTarget"]
 
@@ -97,8 +101,8 @@ class BroadcastSync:
         self._group: SendingGroup | None = None
         self._lock = asyncio.Lock()
 
-    async def push(self, model: PreTrainedModel, *, version: str) -> None:
-        """Send the weights; the trainer does not touch them until this returns.
+    async def push(self, model: PreTrainedModel | PeftModel, *, version: str) -> None:
+        """Send the weights, of a peft model the merged ones; they must not change until this returns.
 
         Raises:
             PolicyError: the engine refuses them; its old weights keep serving.
@@ -106,7 +110,8 @@ class BroadcastSync:
             DeadlineError: it took longer than `deadline_s`; which weights serve is then unknown.
             ConfigurationError: the engine joins no groups, or the tensors are on several devices.
         """
-        tensors = {name: tensor.detach() for name, tensor in without_ties(model.state_dict()).items()}
+        weights = without_ties(served_model(model).state_dict())
+        tensors = {name: tensor.detach() for name, tensor in weights.items()}
         if len({tensor.device for tensor in tensors.values()}) != 1:
             raise ConfigurationError("the weights must be on one device, the broadcast's")
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -25,6 +25,7 @@ __all__ = [
     "is_adapter_model",
     "merged",
     "require_unmerged",
+    "served_model",
     "trained_parameters",
     "vocab_size",
 ]
@@ -200,3 +201,12 @@ def merged(model: PeftModel) -> PreTrainedModel:
             for parameter in module.get_base_layer().parameters():
                 parameter.data = parameter.data.clone()  # what peft adds to in place
     return cast(PreTrainedModel, twin.merge_and_unload())
+
+
+def served_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return what an engine that knows no adapters serves: the model itself, or with its adapter merged in.
+
+    Raises:
+        ConfigurationError: as for `merged`.
+    """
+    return merged(model) if is_adapter_model(model) else cast(PreTrainedModel, model)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError
-from gym_sdk.grpo.folders import new_folder, save_model
+from gym_sdk.grpo.checkpoints.folders import new_folder, save_model
+from gym_sdk.grpo.models import served_model
 from gym_sdk.schema.weights import AdapterWeights
 from gym_sdk.transport.base import AnyWeights
 
@@ -36,7 +37,7 @@ class WeightTarget(Protocol):
 class WeightSync(Protocol):
     """What `GRPOTrainer` calls after each update of the weights."""
 
-    async def push(self, model: PreTrainedModel, *, version: str) -> None:
+    async def push(self, model: PreTrainedModel | PeftModel, *, version: str) -> None:
         """Return when the engine serves these weights under this version."""
         ...
 
@@ -60,11 +61,11 @@ class FolderSync:
         self._target = target
         self._folders = _Folders(folder, keep)
 
-    async def push(self, model: PreTrainedModel, *, version: str) -> None:
-        """Save, send, and remove versions that are too old.
+    async def push(self, model: PreTrainedModel | PeftModel, *, version: str) -> None:
+        """Save, send, and remove versions that are too old; of a peft model, the merged weights.
 
         Raises:
-            ConfigurationError: the version cannot name a folder.
+            ConfigurationError: the version cannot name a folder, or the adapter cannot be merged.
         """
         path = self._folders.path(version)
         await anyio.to_thread.run_sync(_save, model, path)
@@ -83,9 +84,16 @@ class TensorSync:
     def __init__(self, target: WeightTarget) -> None:
         self._target = target
 
-    async def push(self, model: PreTrainedModel, *, version: str) -> None:
-        """Send the tensors; the trainer does not touch them until the target has returned."""
-        await self._target.update_weights(model.state_dict(), version=version)
+    async def push(self, model: PreTrainedModel | PeftModel, *, version: str) -> None:
+        """Send the tensors; the trainer does not touch them until the target has returned.
+
+        Of a peft model, the merged weights are sent.
+
+        Raises:
+            ConfigurationError: the adapter cannot be merged.
+        """
+        served = await anyio.to_thread.run_sync(served_model, model)
+        await self._target.update_weights(served.state_dict(), version=version)
 
 
 class LoRASync:
@@ -181,6 +189,6 @@ def _save_adapter(model: PreTrainedModel | PeftModel, adapter: str, path: Path) 
         config.save_pretrained(str(folder))
 
 
-def _save(model: PreTrainedModel, path: Path) -> None:
+def _save(model: PreTrainedModel | PeftModel, path: Path) -> None:
     with new_folder(path) as folder:
-        save_model(model, folder)
+        save_model(served_model(model), folder)

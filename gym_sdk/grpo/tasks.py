@@ -52,9 +52,10 @@ class TaskOrder:
         return digest.hexdigest()
 
     def batch(self, position: int) -> list[Task]:
-        """Return the batch at a position, counted from 0 over all epochs."""
+        """Return the batch at a position, counted from 0 over all epochs; its tasks say which epoch it is."""
         epoch, within = divmod(position, self._per_epoch)
         order = list(range(len(self._tasks)))
         random.Random(f"{self._seed}:{epoch}").shuffle(order)
         first = within * self._per_batch
-        return [self._tasks[index] for index in order[first : first + self._per_batch]]
+        chosen = (self._tasks[index] for index in order[first : first + self._per_batch])
+        return [dataclasses.replace(task, epoch=epoch) for task in chosen]

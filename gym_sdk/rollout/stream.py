@@ -87,6 +87,11 @@ class RolloutStream:
         return self._record.partial
 
     @property
+    def may_drop(self) -> bool:
+        """Whether there may be tasks without a group: `DynamicSampling(flat="drop")`."""
+        return self._options.dynamic.flat == "drop"
+
+    @property
     def dropped(self) -> int:
         """How many flat groups were not delivered."""
         return self._scheduler.dropped

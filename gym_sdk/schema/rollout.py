@@ -235,6 +235,14 @@ class Rollout(_Data):
             )
         return SCHEMA_VERSION
 
+    @field_validator("reward_components", "metrics", mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, numbers: Any) -> Any:
+        """JSON has no NaN: what a verifier noted as one was written as null, and says as little."""
+        if isinstance(numbers, dict) and None in numbers.values():
+            return {name: number for name, number in numbers.items() if number is not None}
+        return numbers
+
     @field_validator("model_calls", mode="wrap")
     @classmethod
     def _load_calls(cls, calls: Any, handler: Callable[[Any], list[ModelCall]]) -> list[ModelCall]:

@@ -10,24 +10,21 @@ from typing import Any
 import pytest
 
 from gym_sdk.errors import ConfigurationError
-from gym_sdk.grpo import GRPOConfig
+from gym_sdk.grpo import GRPOConfig, LossConfig
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        {"learning_rate": 0.0},
-        {"learning_rate": math.nan},
-        {"adam_epsilon": -1.0},
-        {"adam_betas": (0.9, 1.0)},
-        {"max_grad_norm": math.inf},
         {"temperature": 0.0},
-        {"warmup_steps": -1},
-        {"weight_decay": -0.1},
-        {"clip_low": 0.0},
-        {"clip_low": 1.5},
-        {"clip_high": 0.0},
-        {"tis_cap": 0.0},
+        {"temperature": math.nan},
+        {"max_staleness": -1},
+        {"max_row_tokens": 0},
+        {"overlong": "cut"},
+        {"precision": "float16"},
+        {"reference": "ema"},
+        {"reference_decay": 1.0},
+        {"reference_refresh_updates": 10},
         {"minibatches": 0},
         {"epochs": 0},
         {"tasks_per_step": 0},
@@ -52,7 +49,9 @@ def test_every_field_is_documented() -> None:
         assert after.startswith('    """'), field.name
 
 
-def test_the_learning_rate_rises_linearly_and_stays() -> None:
-    config = GRPOConfig(learning_rate=1.0, warmup_steps=4)
-    assert [config.learning_rate_at(step) for step in (1, 2, 4, 5, 100)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    assert GRPOConfig(learning_rate=1.0).learning_rate_at(1) == 1.0
+def test_a_reference_that_is_read_may_be_any() -> None:
+    loss = LossConfig(kl_coefficient=0.1)
+    assert GRPOConfig(loss=loss, reference="ema").reference == "ema"
+    assert GRPOConfig(loss=loss, reference_refresh_updates=10).reference_refresh_updates == 10
+    with pytest.raises(ConfigurationError, match="None with reference='ema'"):
+        GRPOConfig(loss=loss, reference="ema", reference_refresh_updates=10)

@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_sdk.errors import GymError
-from gym_sdk.grpo import GRPOConfig, Learner
+from gym_sdk.grpo import GRPOConfig, Learner, LossConfig, OptimizerConfig
 from gym_sdk.grpo.learner import LearningStoppedError
-from gym_sdk.tokens import TokenSequence
+from gym_sdk.grpo.minibatches import minibatches as minibatches_of
+from gym_sdk.grpo.versions import WeightHistory
+from gym_sdk.tokens import TokenSequence, WeightSpan
 
 Models = Callable[..., PreTrainedModel]
 Rows = Callable[..., list[TokenSequence]]
@@ -38,7 +40,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def gradients(model: PreTrainedModel, rows: list[TokenSequence], **settings: Any) -> list[Tensor]:
     """The gradient of one whole-step update, caught before the optimizer uses it."""
-    config = GRPOConfig(minibatches=1, max_grad_norm=1e9, **settings)
+    config = GRPOConfig(minibatches=1, optimizer=OptimizerConfig(max_grad_norm=1e9), **settings)
     learner = Learner(model, config)
     caught: list[Tensor] = []
 
@@ -50,14 +52,78 @@ def gradients(model: PreTrainedModel, rows: list[TokenSequence], **settings: Any
     return caught
 
 
-@pytest.mark.parametrize("tis_cap", [None, 1.1])
-def test_gradient_accumulation_is_exact(make_model: Models, make_rows: Rows, tis_cap: float | None) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(),
+        LossConfig.grpo(entropy_coefficient=0.01),
+        LossConfig.dr_grpo(16),
+        LossConfig.gspo(),
+        LossConfig.cispo(),
+        LossConfig.decoupled(correction_high=1.1),
+        LossConfig(correction="geometric_mask", correction_low=0.9, correction_high=1.1),
+    ],
+)
+def test_gradient_accumulation_and_packing_change_nothing(
+    make_model: Models, make_rows: Rows, loss: LossConfig
+) -> None:
+    """One packed stream, a micro-batch for each row, padded rows, and layers computed again."""
     model = make_model()
     rows = make_rows(model, 9, noise=0.3)
-    big = gradients(copy.deepcopy(model), rows, tis_cap=tis_cap, max_tokens_per_microbatch=10_000)
-    small = gradients(copy.deepcopy(model), rows, tis_cap=tis_cap, max_tokens_per_microbatch=1)
-    for whole, summed in zip(big, small, strict=True):
-        assert (whole - summed).norm() <= 2e-6 * whole.norm()
+    whole = gradients(copy.deepcopy(model), rows, loss=loss)
+    assert any(gradient.norm() > 1e-3 for gradient in whole)
+    for settings in (
+        {"max_tokens_per_microbatch": 1},
+        {"pack": False},
+        {"pack": False, "max_tokens_per_microbatch": 30},
+        {"gradient_checkpointing": True},
+    ):
+        parts = gradients(copy.deepcopy(model), rows, loss=loss, **settings)
+        for expected, actual in zip(whole, parts, strict=True):
+            assert (expected - actual).norm() <= 3e-6 * expected.norm(), settings
+
+
+def test_a_reference_policy_holds_the_weights_back(make_model: Models, make_rows: Rows) -> None:
+    """Its share of the loss is 0 at the start, and grows as the policy leaves it."""
+    distances = []
+    for coefficient in (0.0, 10.0):
+        model = make_model()
+        start = weights(model)
+        config = GRPOConfig(
+            loss=LossConfig(kl_coefficient=coefficient), optimizer=OptimizerConfig(learning_rate=1e-3)
+        )
+        learner = Learner(model, config)
+        rows = groups_of(make_rows(model, 6))
+        metrics = [learner.learn(rows, step=step, stop=GO) for step in range(1, 9)]
+        distances.append(sum(float((weights(model)[name] - start[name]).norm()) for name in start))
+    assert metrics[0]["reference_kl"] < metrics[-1]["reference_kl"]
+    assert metrics[-1]["kl_loss"] > 0.0
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_tokens_of_older_weights_are_no_mismatch(make_model: Models, make_rows: Rows) -> None:
+    """Their ratios have numbers of their own, and no mask of the engine's faults removes them."""
+    model = make_model()
+    rows = make_rows(model, 6)
+    for row in rows[:3]:  # sampled two versions ago, by quite another policy
+        row.log_probs = [
+            value - 1.5 if flag else 0.0 for value, flag in zip(row.log_probs, row.loss_mask, strict=True)
+        ]
+        row.weight_versions = [WeightSpan("step-000001", row.loss_mask.index(1), len(row))]
+    for row in rows[3:]:
+        row.weight_versions = [WeightSpan("step-000003", row.loss_mask.index(1), len(row))]
+    history = WeightHistory(["step-000000", "step-000001", "step-000002", "step-000003"])
+    loss = LossConfig(anchor="proximal", correction="icepop")
+    learner = Learner(model, GRPOConfig(loss=loss, minibatches=1))
+    metrics = learner.learn(groups_of(rows), step=4, stop=GO, history=history)
+    assert metrics["token_mult_prob_error"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["stale_ratio_mean"] == pytest.approx(math.exp(1.5), rel=1e-4)
+    assert metrics["staleness_max"] == 2
+    assert metrics["correction_masked_fraction"] == 0.0
+    unaware = Learner(model, GRPOConfig(loss=loss, minibatches=1)).learn(
+        groups_of(make_rows(model, 6, noise=3.0)), step=1, stop=GO
+    )
+    assert unaware["correction_masked_fraction"] > 0.0
 
 
 def test_the_update_is_the_gradient_of_the_formula(make_model: Models, make_rows: Rows) -> None:
@@ -94,7 +160,7 @@ def test_on_policy_rows_agree_and_ratios_are_one(make_model: Models, make_rows: 
     assert metrics["clip_low_fraction"] == metrics["clip_high_fraction"] == 0.0
     assert 0.0 < metrics["entropy"] < math.log(model.config.vocab_size)
     assert metrics["updates"] == 1
-    assert metrics["tis_weight_mean"] == 1.0
+    assert metrics["correction_weight_mean"] == 1.0
 
 
 def test_a_mismatch_with_the_engine_shows(make_model: Models, make_rows: Rows) -> None:
@@ -127,7 +193,7 @@ def test_minibatches_are_whole_groups_and_cover_all(
     model = make_model()
     learner = Learner(model, GRPOConfig(minibatches=minibatches, epochs=epochs))
     rows = groups_of(make_rows(model, 2 * groups))
-    parts = list(learner._minibatches(rows, step=3))
+    parts = list(minibatches_of(rows, learner.config, step=3))
     assert len(parts) == expected
     for epoch in range(epochs):
         size = expected // epochs
@@ -135,7 +201,7 @@ def test_minibatches_are_whole_groups_and_cover_all(
         assert sorted(indices) == list(range(2 * groups))
     for part in parts:
         assert {index ^ 1 for index in part} == set(part)
-    assert parts == list(learner._minibatches(rows, step=3))
+    assert parts == list(minibatches_of(rows, learner.config, step=3))
     assert learner.learn(rows, step=3, stop=GO)["updates"] == expected
 
 
@@ -152,7 +218,9 @@ def test_learning_is_repeatable(make_model: Models, make_rows: Rows) -> None:
     results = []
     for _ in range(2):
         model = make_model()
-        Learner(model, GRPOConfig(learning_rate=1e-3)).learn(groups_of(make_rows(model, 6)), step=1, stop=GO)
+        Learner(model, GRPOConfig(optimizer=OptimizerConfig(learning_rate=1e-3))).learn(
+            groups_of(make_rows(model, 6)), step=1, stop=GO
+        )
         results.append(weights(model))
     assert same(*results)
 
@@ -175,7 +243,7 @@ def test_weight_decay_and_frozen_parameters(make_model: Models, make_rows: Rows)
     frozen = model.get_decoder().layers[0].mlp.up_proj.weight
     frozen.requires_grad_(False)
     before = frozen.clone()
-    learner = Learner(model, GRPOConfig(weight_decay=0.1))
+    learner = Learner(model, GRPOConfig(optimizer=OptimizerConfig(weight_decay=0.1)))
     matrices, vectors = learner.optimizer.param_groups
     assert all(p.ndim >= 2 for p in matrices["params"])
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
@@ -185,7 +253,7 @@ def test_weight_decay_and_frozen_parameters(make_model: Models, make_rows: Rows)
 
 def test_gradients_are_clipped(make_model: Models, make_rows: Rows) -> None:
     model = make_model()
-    learner = Learner(model, GRPOConfig(minibatches=1, max_grad_norm=1e-3))
+    learner = Learner(model, GRPOConfig(minibatches=1, optimizer=OptimizerConfig(max_grad_norm=1e-3)))
     norms: list[float] = []
 
     def measure(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -200,7 +268,7 @@ def test_gradients_are_clipped(make_model: Models, make_rows: Rows) -> None:
 
 def test_the_learning_rate_of_the_step_is_used(make_model: Models, make_rows: Rows) -> None:
     model = make_model()
-    learner = Learner(model, GRPOConfig(learning_rate=1e-3, warmup_steps=4))
+    learner = Learner(model, GRPOConfig(optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4)))
     metrics = learner.learn(groups_of(make_rows(model, 4)), step=2, stop=GO)
     assert metrics["learning_rate"] == 5e-4
     assert {group["lr"] for group in learner.optimizer.param_groups} == {5e-4}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError, TransportError
 from gym_sdk.grpo import FolderSync, LoRASync, TensorSync
-from gym_sdk.grpo.folders import new_folder, previous_of
+from gym_sdk.grpo.checkpoints.folders import new_folder, previous_of
 from gym_sdk.schema.weights import AdapterWeights
 from gym_sdk.transport import AnyWeights
 

@@ -16,7 +16,7 @@ from backends.loading import PolicyConfig, load_policy
 from backends.server import make_app
 from gym_sdk import GymClient, Limits, Outcome, Sampling
 from gym_sdk.environments import arithmetic, arithmetic_tasks
-from gym_sdk.grpo import FolderSync, GRPOConfig, GRPOTrainer, TensorSync, WeightSync
+from gym_sdk.grpo import FolderSync, GRPOConfig, GRPOTrainer, OptimizerConfig, TensorSync, WeightSync
 from gym_sdk.tokens import TokenSequence
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -88,7 +88,7 @@ async def test_training_stays_on_policy_through_weight_syncs(
             ),
             tasks=arithmetic_tasks(size=24, seed=5),
             sync=sync,
-            config=GRPOConfig(learning_rate=5e-4, tasks_per_step=8, max_steps=3),
+            config=GRPOConfig(optimizer=OptimizerConfig(learning_rate=5e-4), tasks_per_step=8, max_steps=3),
             output_dir=tmp_path,
             tokenizer_dir=tiny_policy,
         )

@@ -247,3 +247,17 @@ def test_errors_pickle_with_their_data(error: GymError) -> None:
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_numbers_that_json_lacks_do_not_keep_a_rollout_from_being_read() -> None:
+    """A verifier noted a NaN; the rollout was stored, so it has to come back."""
+    rollout = Rollout(
+        id="r",
+        task=Task("q", id="t"),
+        reward=1.0,
+        reward_components={"style": float("nan"), "right": 1.0},
+        metrics={"ratio": float("inf"), "tool_calls": 2.0},
+        timing=Timing(started_at=0.0),
+    )
+    read = Rollout.model_validate_json(rollout.model_dump_json())
+    assert (read.reward_components, read.metrics) == ({"right": 1.0}, {"tool_calls": 2.0})

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from backends.tiny import CALCULATOR_TOOL
+from backends.tiny.families.calculator import CALCULATOR_TOOL
 from backends.tiny.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(2048)

@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from backends.tiny.questions import (
+from backends.tiny.families.questions import (
     ask_basic_arithmetic,
     ask_chain_sum,
     basic_arithmetic,

@@ -5,16 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from backends.tiny import RECIPES
 from backends.tiny.tokenizer import build_tokenizer
 from backends.tiny.vocabulary import IM_END, MARKUP_TOKENS, SPECIAL_TOKENS
 
 TOKENIZER = build_tokenizer(2048)
 
 
+TOKENIZERS = {name: build_tokenizer(2048, recipe.mix.vocabulary) for name, recipe in RECIPES.items()}
+
+
 @given(st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_unicode_text_survives(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    for tokenizer in TOKENIZERS.values():
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,8 @@ def test_any_unicode_text_survives(text: str) -> None:
     ],
 )
 def test_awkward_text_survives(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    for tokenizer in TOKENIZERS.values():
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_control_and_markup_tokens_are_single() -> None:
@@ -61,6 +67,37 @@ def test_a_number_has_the_same_tokens_wherever_it_stands() -> None:
         token_ids = TOKENIZER.encode(f"{before}-12{after}")
         start = len(TOKENIZER.encode(before))
         assert token_ids[start : start + 3] == number, (before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Follow the lockers from ", "."),
+        ('{"name": "open", "arguments": {"locker": "', '"}}'),
+        ("1, next ", "\n"),
+    ],
+)
+def test_a_locker_is_one_token_wherever_it_stands(before: str, after: str) -> None:
+    tokenizer = TOKENIZERS["lockers"]
+    for name in "abcdefghijklmnopqrstuvwxyz":
+        (token_id,) = tokenizer.encode(name)
+        token_ids = tokenizer.encode(f"{before}{name}{after}")
+        assert token_ids == [*tokenizer.encode(before), token_id, *tokenizer.encode(after)]
+
+
+def test_the_frame_of_opening_a_locker_is_one_token() -> None:
+    assert len(TOKENIZERS["lockers"].encode('{"name": "open", "arguments": {"locker": "')) == 1
+
+
+@pytest.mark.parametrize("word", ["hello", "Word", "this", "example", "user", "assistant", "Spell"])
+def test_a_word_is_spelled_letter_by_letter(word: str) -> None:
+    tokenizer = TOKENIZERS["spelling"]
+    question = "Spell this word backward (example: sun -> nus): "
+    letters = [token_id for letter in word for token_id in tokenizer.encode(letter)]
+    assert len(letters) == len(word)
+    assert tokenizer.encode(question + word) == tokenizer.encode(question) + letters
+    assert tokenizer.encode(word) == letters
+    assert len(tokenizer.encode(question)) < 20
 
 
 def test_it_is_small_and_the_same_each_time() -> None:

@@ -54,7 +54,7 @@ def test_the_global_random_state_and_gradient_mode_stay() -> None:
 
 def test_progress_names_the_stages_and_reaches_the_end() -> None:
     _, calls = train(SMALL)
-    assert [stage for stage, _ in calls] == ["copying"] * 4 + ["traces"] * 24
+    assert [stage for stage, _ in calls] == ["drill"] * 4 + ["traces"] * 24
     fractions = [fraction for _, fraction in calls]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -65,8 +65,9 @@ def test_it_learns() -> None:
     trained = build_model(SMALL, TOKENIZER)
     warm_start(trained, TOKENIZER, SMALL, lambda stage, fraction: None)
     rng = Random(77)
-    encoder = ExampleEncoder(TOKENIZER)
-    (batch,) = make_batches(rng, lambda: encoder.copying(rng), 32, 1, 0)
+    mix = SMALL.mix
+    encoder = ExampleEncoder(TOKENIZER, mix.tool)
+    (batch,) = make_batches(rng, lambda: encoder.drill(mix.drill(rng)), 32, 1, 0)
 
     def loss(model: torch.nn.Module) -> float:
         with torch.no_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gym_sdk.errors import ConfigurationError
@@ -72,4 +74,34 @@ def _forward(self: GradientCheckpointingLayer, *args: Any, **kwargs: Any) -> Any
     forward = type(self).forward
     if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
         return forward(self, *args, **kwargs)
-    return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+    attention = _attention_of(self)
+
+    def run(*inputs: Any, **options: Any) -> Any:
+        with _attention_set(attention):
+            return forward(self, *inputs, **options)
+
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+_Attention = list[tuple[PretrainedConfig, "str | None"]]
+
+
+def _attention_of(layer: GradientCheckpointingLayer) -> _Attention:
+    """Return which attention the layer's configs say now: that of a packed batch is gone after the forward."""
+    configs = (getattr(module, "config", None) for module in layer.modules())
+    return [
+        (config, config._attn_implementation) for config in configs if isinstance(config, PretrainedConfig)
+    ]
+
+
+@contextmanager
+def _attention_set(attention: _Attention) -> Iterator[None]:
+    """Have the layer computed again with the attention that it was computed with the first time."""
+    before = [(config, config._attn_implementation) for config, _ in attention]
+    for config, name in attention:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
