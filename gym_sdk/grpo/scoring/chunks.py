@@ -45,8 +45,8 @@ def choose_chunks(tokens: int, vocab: int, device: torch.device, max_logits: int
     """Choose blocks that are fast on a device, within a bound on memory.
 
     A block takes a quarter of the bound at most: its logits, exponentials and gradients live side by side. If
-    all logits fit, they are one block. Otherwise a block stays in the cache on CPUs; on other devices it is as
-    large as the bound allows, which keeps the number of kernels small.
+    all logits fit, they are one block. Otherwise a block stays in the cache on CPUs; on other devices it is
+    as large as the bound allows, which keeps the number of kernels small.
 
     Args:
         tokens: how many tokens are scored.

@@ -57,7 +57,7 @@ class Head:
                 entropy_gradient=entropy_gradient,
                 chunks=choose_chunks(hidden.shape[0], self.vocab_size, hidden.device, max_logits),
             )
-        chunk = max(1, max_logits // self.vocab_size)
+        chunk = max(1, max_logits // (4 * self.vocab_size))  # with the copies that autograd needs
         recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk
         parts = []
         for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):

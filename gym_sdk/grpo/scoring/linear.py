@@ -53,8 +53,8 @@ def linear_log_probs(
 
     Logits, sums and the gradient of `hidden` accumulate in float32 (float64 for float64 inputs), whatever the
     inputs' precision; see `operand_dtype` for the products. Gradients have the precision of their tensors; a
-    block of the weight's gradient is summed over all tokens before it is rounded. Blocks are differentiable once. The
-    half-precision path of CUDA has not been run.
+    block of the weight's gradient is summed over all tokens before it is rounded. Blocks are
+    differentiable once. The half-precision path of CUDA has not been run.
 
     Liger's fused linear cross-entropy is not used: it has neither a temperature nor a differentiable entropy,
     and its releases before pull request 1298 (July 2026) scale the weight's gradient by one token's upstream

@@ -46,8 +46,8 @@ def token_log_probs(
         temperature: what the tokens were sampled at.
         with_entropy: also compute the entropies, in the same pass.
         entropy_gradient: let gradients flow through the entropies.
-        max_logits: the most logits (tokens times vocabulary) that are alive at any time, not counting a block
-            or two of working memory: 2**25 are 128 MiB in float32. It never changes the result.
+        max_logits: the most logits (tokens times vocabulary) that are alive at any time, copies
+            included: 2**25 are 128 MiB in float32. It changes the result by no more than rounding.
 
     Returns:
         Log-probs, and entropies if asked for, aligned with `batch.loss_mask`.
