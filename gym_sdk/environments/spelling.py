@@ -12,7 +12,7 @@ from gym_sdk.verifiers import reasoning_gym
 __all__ = ["spelling", "spelling_tasks"]
 
 _DATASET = "spell_backward"
-_CONFIG = {"min_word_len": 3, "max_word_len": 8}
+_CONFIG = {"min_word_len": 3, "max_word_len": 6}
 
 
 def spelling() -> Environment:
@@ -28,7 +28,7 @@ def spelling() -> Environment:
 
 
 def spelling_tasks(*, size: int, seed: int, split: Split = "train", **config: Any) -> list[Task]:
-    """Make tasks of spelling a word of 3 to 8 letters backward, of one split.
+    """Make tasks of spelling a word of 3 to 6 letters backward, of one split.
 
     A hash of the word decides its split, so no word is ever in both.
 

@@ -62,10 +62,10 @@ class BatchFeed:
         tasks = self._order.batch(position)
         self._asked = max(self._asked, position)
         self._may_begin.set()
+        if self._reader is None:  # also if this batch is whole: those behind it are not
+            self._reader = asyncio.create_task(self._read(position), name="gym-sdk rollouts ahead")
+            self._reader.add_done_callback(lambda _: self._changed.set())
         while not self._is_whole(position, tasks):
-            if self._reader is None:
-                self._reader = asyncio.create_task(self._read(position), name="gym-sdk rollouts ahead")
-                self._reader.add_done_callback(lambda _: self._changed.set())
             if self._reader.done():  # be it since the last batch was taken
                 reader, self._reader = self._reader, None
                 if reader.cancelled():

@@ -55,6 +55,11 @@ class StepRecorder:
         """Return what `restore` takes, as JSON values."""
         return self._watch.state()
 
+    def restart(self) -> None:
+        """Begin anew: lines of an earlier run, which made no checkpoint, are removed."""
+        if self._file is not None:
+            self._file.keep_until(-1)
+
     def restore(self, step: int, state: dict[str, Any]) -> None:
         """Go on after a step of an earlier run: lines of later steps are removed."""
         if self._file is not None:

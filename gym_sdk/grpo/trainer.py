@@ -141,9 +141,11 @@ class GRPOTrainer:
         self._entered = False
         self._closed = False
         self._progress = RunProgress()
-        self._served: str | None = self.weight_version
-        self._saved_step: int | None = 0
+        # rollouts that are made ahead need an engine that names its weights from the start
+        self._served: str | None = self.weight_version if self._feed is None else None
+        self._saved_step = 0
         self._between_steps = True
+        self._is_unfinished = False
 
     def _make_feed(self) -> BatchFeed | None:
         if self.config.max_staleness == 0:
@@ -215,7 +217,8 @@ class GRPOTrainer:
                 loss or gradient is not finite (that update was not applied), or the trainer is closed.
             TokenContractError: rollouts carry no token ids, or ids that the model does not have.
             DeadlineError: the weight sync did not finish in time.
-            CheckpointError: a checkpoint is due and cannot be written; the step itself is complete.
+            CheckpointError: a checkpoint is due and cannot be written; the step itself is complete. Or
+                `checkpoints` is not entered, or has checkpoints of later steps; then nothing was done.
         """
         async with self._lock:
             self._require_open()
@@ -229,6 +232,8 @@ class GRPOTrainer:
                 raise StopAsyncIteration
             if self.config.max_steps is not None and self._progress.step >= self.config.max_steps:
                 raise StopAsyncIteration
+            if self._checkpoints is not None:
+                self._checkpoints.path(self._progress.step + 1)  # refused now, and not after hours of work
             return await self._run_step()
 
     async def save(self, path: str | Path) -> None:
@@ -258,13 +263,13 @@ class GRPOTrainer:
             self._require_open()
             if self._feed is not None:
                 await self._feed.aclose()
-            self._progress, replay = await self._worker.run(lambda _stop: self._run.read(Path(path)))
-            if self._feed is not None:
-                self._feed.restore(replay)
-            self._served, self._saved_step, self._between_steps = None, self._progress.step, True
+            await self._worker.run(lambda _stop: self._load(Path(path)))
 
     async def resume(self) -> int:
         """Load the newest checkpoint of `checkpoints`, if there is one; return how many steps are complete.
+
+        Call it before the first step. Without a checkpoint, `metrics.jsonl` is begun anew: its lines are of a
+        run that ended before its first checkpoint.
 
         Raises:
             ConfigurationError: the trainer has no `checkpoints`.
@@ -275,7 +280,17 @@ class GRPOTrainer:
         newest = self._checkpoints.latest()
         if newest is not None:
             await self.load(newest)
+        elif self._progress.step == 0:
+            self._recorder.restart()
         return self._progress.step
+
+    def _load(self, path: Path) -> None:
+        """Put everything back, in the worker's thread: whoever waits may be cancelled, it is done whole."""
+        self._progress, replay = self._run.read(path)
+        if self._feed is not None:
+            self._feed.restore(replay)
+        self._served, self._saved_step, self._between_steps = None, self._progress.step, True
+        self._is_unfinished = False
 
     # a step
 
@@ -339,7 +354,7 @@ class GRPOTrainer:
             self._feed.drop(self._progress.position)
         self._progress.position += 1
         self._progress.step = step
-        self._between_steps = True
+        self._between_steps = self._is_unfinished = True
 
     async def _push(self) -> float:
         """Push the weights if the engine does not serve them yet; return how long it took, in seconds."""
@@ -365,17 +380,23 @@ class GRPOTrainer:
         return results
 
     async def _finish_earlier_step(self) -> None:
-        """Evaluate the weights that training starts from, or those that a cancellation left unevaluated."""
-        if self._plan is None:
-            return
-        await self._push()
+        """Evaluate the weights that training starts from, or do what a cancellation kept from being done."""
         metrics: dict[str, float] = {}
-        await self._evaluate(metrics)
+        if self._plan is not None:
+            await self._push()
+            await self._evaluate(metrics)
         if metrics:
             self._recorder.numbers(self._progress.step, metrics)
+        if metrics or self._is_unfinished:
+            await self._save_if_due()
 
     async def _save_if_due(self) -> None:
-        if self._checkpoints is not None and self._checkpoints.is_due(self._progress.step):
+        """Save every so many steps, each new best, and again what was saved before it had its score."""
+        self._is_unfinished = False
+        step = self._progress.step
+        if self._checkpoints is None or step == 0:
+            return
+        if self._checkpoints.is_due(step) or step in (self.best_step, self._saved_step):
             await self._save_into(self._checkpoints)
 
     async def _save_last(self) -> None:

@@ -117,11 +117,16 @@ def _attend(
     value: Float[Tensor, "1 kv_heads tokens size"],
     _attention_mask: None,
     *,
-    forest: ForestLayout,
+    forest: ForestLayout | None = None,
     scaling: float | None = None,
     **features: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attend as transformers asks every attention function to."""
+    if forest is None:
+        raise ConfigurationError(
+            f"{type(module).__name__} is not handed its model's keyword arguments, which packed rows need; "
+            "use pack=False"
+        )
     _check_features(module, query, value, forest, features)
     # Under autocast, rotary embedding leaves queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)

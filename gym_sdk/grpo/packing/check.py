@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import PreTrainedModel
 
@@ -12,10 +14,13 @@ from gym_sdk.grpo.packing.packed import pack_rows
 from gym_sdk.grpo.packing.padded import to_tensors
 from gym_sdk.tokens import TokenSequence
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 __all__ = ["check_packing"]
 
 
-def check_packing(model: PreTrainedModel) -> None:
+def check_packing(model: PreTrainedModel | PeftModel) -> None:
     """Check that a model's packed rows give the hidden states of padded ones.
 
     Layers that mix tokens by other means than transformers' attention functions (state-space models, linear

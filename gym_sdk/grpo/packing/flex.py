@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ def flex_forest_attention(
     return out[0].transpose(0, 1)
 
 
+@lru_cache(maxsize=2)  # every layer asks for the same one
 def make_block_mask(layout: ForestLayout) -> BlockMask:
     """Find the pairs of blocks to compute from the layout, without the mask of all pairs of tokens.
 

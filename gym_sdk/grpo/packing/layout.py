@@ -26,7 +26,7 @@ class Span(NamedTuple):
     """The end of its last descendant; equal to `stop` if it has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ForestLayout:
     """A forest's segments in a packed stream, in depth-first order.
 

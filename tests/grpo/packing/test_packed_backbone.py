@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from gym_sdk.errors import ConfigurationError
+from gym_sdk.grpo.optim import enable_gradient_checkpointing
 from gym_sdk.grpo.packing import check_packing, hidden_before, pack_rows, to_tensors
 from gym_sdk.tokens import TokenSequence
 
@@ -78,6 +80,13 @@ def test_gradient_checkpointing_computes_the_same(make_model: Models, use_reentr
     assert len(layers) == 2  # the second time in the backward pass
     assert_equal(actual, expected, 1e-14)
     assert_equal(measure(model, to_tensors(rows)), measure_alone(model, rows), 1e-13)
+
+
+def test_this_trainers_own_checkpointing_computes_the_same(make_model: Models) -> None:
+    model, rows = make_exact(make_model()), make_family()
+    expected = measure(model, pack_rows(rows))
+    enable_gradient_checkpointing(model)
+    assert_equal(measure(model, pack_rows(rows)), expected, 1e-14)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks the old name
@@ -161,10 +170,19 @@ def test_models_that_mix_tokens_otherwise_are_found_by_the_numbers() -> None:
             check_packing(model)
 
 
-def test_models_that_ignore_the_layout_are_found_by_the_numbers(make_model: Models) -> None:
+def test_models_that_do_not_hand_arguments_on_are_refused(make_model: Models) -> None:
     model = make_model()
-    for layer in model.get_decoder().layers:  # attention with a config of its own, as foreign code has
-        attend = layer.self_attn.forward
-        layer.self_attn.forward = lambda *args, attend=attend, forest=None, **kwargs: attend(*args, **kwargs)
-    with pytest.raises((ConfigurationError, TypeError)):
+    attention = model.get_decoder().layers[1].self_attn
+    attend = attention.forward
+    attention.forward = lambda *args, forest, **kwargs: attend(*args, **kwargs)
+    with pytest.raises(ConfigurationError, match=r"not handed its model's keyword arguments.*pack=False"):
+        check_packing(model)
+
+
+def test_attention_of_another_kind_is_found_by_the_numbers(make_model: Models) -> None:
+    model = make_model()
+    attention = model.get_decoder().layers[1].self_attn
+    foreign = copy.deepcopy(attention)  # with a config of its own, as code that does not ask the registry
+    attention.forward = foreign.forward
+    with pytest.raises(ConfigurationError, match=r"other hidden states.*pack=False"):
         check_packing(model)
