@@ -17,8 +17,9 @@ from gym_sdk.grpo.packing import PackedBatch, TokenBatch, pack_rows, plan_micro_
 from gym_sdk.grpo.scoring import TokenScores, linear_log_probs, token_log_probs
 from gym_sdk.grpo.selection import Selection, select_rows
 from gym_sdk.grpo.sources import RolloutSource
+from gym_sdk.grpo.step import TrainStep
 from gym_sdk.grpo.sync import FolderSync, LoRASync, TensorSync, WeightSync, WeightTarget
-from gym_sdk.grpo.trainer import GRPOTrainer, TrainStep
+from gym_sdk.grpo.trainer import GRPOTrainer
 from gym_sdk.tokens import group_advantages, pack_by_budget
 
 __all__ = [

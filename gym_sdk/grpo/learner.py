@@ -18,7 +18,7 @@ from gym_sdk.grpo.config import GRPOConfig
 from gym_sdk.grpo.losses import LossStats, loss_normaliser, policy_loss
 from gym_sdk.grpo.metrics import learning_metrics, mismatch_metrics, staleness_metrics, token_ages
 from gym_sdk.grpo.minibatches import micro_batches, minibatches
-from gym_sdk.grpo.models import device_of
+from gym_sdk.grpo.models import device_of, spare_embedding_gradient
 from gym_sdk.grpo.optim import OptimizerFactory, autocast, enable_gradient_checkpointing, make_optimizer
 from gym_sdk.grpo.packing import PackedBatch, TokenBatch, check_packing
 from gym_sdk.grpo.reference import ReferencePolicy, make_reference
@@ -122,6 +122,7 @@ class Learner:
             check_packing(model)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(model)
+        spare_embedding_gradient(model)
         self.model = model
         self.config = config
         self.updates = 0
@@ -225,6 +226,7 @@ class Learner:
                 temperature=self.config.temperature,
                 with_entropy=with_entropy,
                 entropy_gradient=with_entropy and self.config.loss.needs_entropy_gradient,
+                in_place=True,
             )
 
     def _update(self, work: _Step, indices: Sequence[int], ages: Sequence[Int[Tensor, " seq"]]) -> None:

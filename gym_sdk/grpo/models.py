@@ -26,6 +26,7 @@ __all__ = [
     "merged",
     "require_unmerged",
     "served_model",
+    "spare_embedding_gradient",
     "trained_parameters",
     "vocab_size",
 ]
@@ -201,6 +202,24 @@ def merged(model: PeftModel) -> PreTrainedModel:
             for parameter in module.get_base_layer().parameters():
                 parameter.data = parameter.data.clone()  # what peft adds to in place
     return cast(PreTrainedModel, twin.merge_and_unload())
+
+
+def spare_embedding_gradient(model: PreTrainedModel | PeftModel) -> None:
+    """Keep an embedding that is tied to the vocabulary projection from making a dense gradient of its own.
+
+    The two add up to one dense gradient anyway, and the embedding's part has rows for the tokens of the batch
+    alone: as a sparse tensor it is small, as a dense one as large as the weight. Untied embeddings are left
+    alone: their gradient would stay sparse, which most optimizers refuse.
+    """
+    base = base_of(model)
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if (
+        isinstance(embedding, nn.Embedding)
+        and isinstance(head, nn.Linear)
+        and embedding.weight is head.weight
+        and embedding.weight.requires_grad
+    ):
+        embedding.sparse = True
 
 
 def served_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ class Run:
     recorder: StepRecorder
     tokenizer_dir: Path | None
 
-    def write(self, path: Path, progress: RunProgress, replay: Replay) -> None:
-        """Write a checkpoint. Blocking.
+    def write(
+        self, path: Path, progress: RunProgress, replay: Replay, random: Mapping[str, Any] | None
+    ) -> None:
+        """Write a checkpoint, with the random states given or the present ones. Blocking.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -83,6 +86,7 @@ class Run:
             optimizer=self.learner.optimizer,
             extra={} if reference is None else {"reference": reference.state_dict()},
             replay=replay,
+            random=random,
             tokenizer_dir=self.tokenizer_dir,
         )
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from transformers import PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError, DeadlineError, GymError
 from gym_sdk.grpo.alarms import Alarm
-from gym_sdk.grpo.checkpoints import CheckpointFolder
+from gym_sdk.grpo.checkpoints import CheckpointFolder, random_states
 from gym_sdk.grpo.config import GRPOConfig
-from gym_sdk.grpo.evaluation import EvalResult, Evaluation, EvaluationPlan, most_common_failure
+from gym_sdk.grpo.evaluation import EvalResult, Evaluation, EvaluationPlan
 from gym_sdk.grpo.feed import BatchFeed
 from gym_sdk.grpo.learner import Learner
 from gym_sdk.grpo.metrics import rollout_metrics
@@ -28,6 +27,7 @@ from gym_sdk.grpo.recorder import StepRecorder
 from gym_sdk.grpo.saving import Run, RunProgress
 from gym_sdk.grpo.selection import select_rows
 from gym_sdk.grpo.sources import RolloutSource, collect
+from gym_sdk.grpo.step import TrainStep, require_rewards
 from gym_sdk.grpo.sync import WeightSync
 from gym_sdk.grpo.tasks import TaskOrder
 from gym_sdk.grpo.versions import step_of, version_of
@@ -38,33 +38,9 @@ from gym_sdk.trackers import Tracker
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["GRPOTrainer", "TrainStep"]
+__all__ = ["GRPOTrainer"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrainStep:
-    """One step of training.
-
-    Attributes:
-        index: which step it was, from 1.
-        metrics: its numbers (docs/training_metrics.md). A step in which nothing was trainable has `updates` 0
-            and no numbers of updates.
-        groups: the rollouts it learned from, in the order of its tasks.
-        weight_version: the version of the weights after it.
-        seconds: how long it took, in seconds.
-        evaluations: what was evaluated after it, by name.
-        alarms: what in its numbers is worth a look; each was logged as a warning.
-    """
-
-    index: int
-    metrics: dict[str, float]
-    groups: list[Group]
-    weight_version: str
-    seconds: float
-    evaluations: dict[str, EvalResult]
-    alarms: list[Alarm]
 
 
 class GRPOTrainer:
@@ -146,6 +122,8 @@ class GRPOTrainer:
         self._saved_step = 0
         self._between_steps = True
         self._is_unfinished = False
+        self._random: dict[str, Any] | None = None
+        """Random states of when the step began that is under way: it is sampled anew after a resume."""
 
     def _make_feed(self) -> BatchFeed | None:
         if self.config.max_staleness == 0:
@@ -290,7 +268,7 @@ class GRPOTrainer:
         if self._feed is not None:
             self._feed.restore(replay)
         self._served, self._saved_step, self._between_steps = None, self._progress.step, True
-        self._is_unfinished = False
+        self._is_unfinished, self._random = False, None
 
     # a step
 
@@ -298,9 +276,10 @@ class GRPOTrainer:
         await self._push()
         completed = self._progress.step
         started = time.perf_counter()
+        self._random = random_states()
         groups = await self._groups()
         rollout_s = time.perf_counter() - started
-        _require_rewards(groups, step=completed + 1)
+        require_rewards(groups, step=completed + 1)
         metrics: dict[str, float] = {"seconds_rollout": rollout_s}
         evaluations: dict[str, EvalResult] = {}
         alarms: list[Alarm] = []
@@ -355,6 +334,7 @@ class GRPOTrainer:
         self._progress.position += 1
         self._progress.step = step
         self._between_steps = self._is_unfinished = True
+        self._random = None
 
     async def _push(self) -> float:
         """Push the weights if the engine does not serve them yet; return how long it took, in seconds."""
@@ -396,8 +376,12 @@ class GRPOTrainer:
         step = self._progress.step
         if self._checkpoints is None or step == 0:
             return
-        if self._checkpoints.is_due(step) or step in (self.best_step, self._saved_step):
+        if self._checkpoints.is_due(step) or step in (self._best_to_keep, self._saved_step):
             await self._save_into(self._checkpoints)
+
+    @property
+    def _best_to_keep(self) -> int | None:
+        return self.best_step if self._checkpoints is not None and self._checkpoints.keeps_best else None
 
     async def _save_last(self) -> None:
         if self._checkpoints is None or self._saved_step == self._progress.step:
@@ -418,16 +402,9 @@ class GRPOTrainer:
 
     async def _save(self, path: Path) -> None:
         replay = {} if self._feed is None else self._feed.finished
-        await self._worker.run(lambda _stop: self._run.write(path, self._progress, replay))
+        random = self._random
+        await self._worker.run(lambda _stop: self._run.write(path, self._progress, replay, random))
 
     def _require_open(self) -> None:
         if self._closed:
             raise GymError("the trainer is closed; make a new one (and load a checkpoint to go on)")
-
-
-def _require_rewards(groups: Sequence[Group], *, step: int) -> None:
-    """Stop a run that has nothing to learn from because its infrastructure is broken."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if not any(rollout.ok for rollout in rollouts):
-        count = f"none of the {len(rollouts)} rollouts has a reward; " if rollouts else ""
-        raise GymError(f"step {step}: {count}{most_common_failure(groups)}")

@@ -13,12 +13,14 @@ import anyio
 import pytest
 import torch
 from support.held_source import HeldSource, settle
+from support.runs import same_tensors, untimed
 from support.served_model import ServedModel
 from transformers import PreTrainedModel
 
 from gym_sdk.errors import ConfigurationError, TransportError
 from gym_sdk.grpo import GRPOConfig, GRPOTrainer, LossConfig, OptimizerConfig, TrainStep, evaluate
-from gym_sdk.schema import Rollout, Task
+from gym_sdk.grpo.alarms import AlarmName
+from gym_sdk.schema import Task
 
 Models = Callable[..., PreTrainedModel]
 OPTIMIZER = OptimizerConfig(learning_rate=5e-3)
@@ -81,7 +83,8 @@ async def test_the_bound_is_kept_and_used(make_model: Models, tasks: list[Task],
             steps = [step async for step in trainer]
         assert served.opened == served.closed == 1
     assert served.pushed == [f"step-{index:06d}" for index in range(6)]
-    # The batch of step s begins when the weights of step s - staleness serve, and is trained by those of s - 1.
+    # The batch of step s begins when the weights after step s - 1 - staleness serve; it is trained by those
+    # after step s - 1.
     expected = [max(0, min(index, staleness)) for index in range(5)]
     assert [max(map(max, ages(step).values())) for step in steps] == expected
     for step, oldest in zip(steps, expected, strict=True):
@@ -160,6 +163,9 @@ async def test_tokens_of_an_engine_that_was_not_updated_are_left_out(
     assert [step.metrics["updates"] for step in steps] == [2, 2, 0, 0]
     assert [step.metrics["too_old_tokens"] for step in steps[:2]] == [0, 0]
     assert all(step.metrics["too_old_tokens"] == sum(map(len, ages(step).values())) for step in steps[2:])
+    [alarm] = [alarm for step in steps for alarm in step.alarms if alarm.name is AlarmName.STALE]
+    assert (alarm.step, alarm.value) == (3, steps[2].metrics["too_old_tokens"])
+    assert "does the engine take the weights that are pushed" in alarm.message
 
 
 @pytest.mark.asyncio
@@ -218,28 +224,32 @@ async def test_leaving_ends_the_rollouts_under_way(make_model: Models, tasks: li
         assert served.opened == served.closed == 1
 
 
+async def begun_and_left(trainer: GRPOTrainer) -> asyncio.Future[TrainStep]:
+    step = asyncio.ensure_future(anext(trainer))
+    await settle()
+    step.cancel()
+    await asyncio.wait([step])
+    return step
+
+
 @pytest.mark.asyncio
 async def test_a_step_that_waits_for_rollouts_can_be_cancelled_and_taken_up_again(
-    make_model: Models, make_rollout: Callable[..., Rollout], tasks: list[Task]
+    make_model: Models, tasks: list[Task]
 ) -> None:
     model, source = make_model(), HeldSource()
     served = ServedModel(model, total)
     async with no_task_left():
-        async with GRPOTrainer(
-            model, rollouts=source, tasks=tasks, sync=served, config=config()
-        ) as trainer:
-            with anyio.move_on_after(0.05) as scope:
-                await anext(trainer)
-            assert scope.cancelled_caught
+        async with GRPOTrainer(model, rollouts=source, tasks=tasks, sync=served, config=config()) as trainer:
+            step = await begun_and_left(trainer)
+            assert step.cancelled()
             assert (trainer.step, len(source.begun), source.closed) == (0, 4, 0)
-            step = asyncio.create_task(anext(trainer))
+            step = asyncio.ensure_future(anext(trainer))
             await settle()
             source.end(TransportError("gone", retryable=True))
             with pytest.raises(TransportError, match="gone"):
                 await step
             assert (trainer.step, source.opened, source.closed) == (0, 1, 1)
-            with anyio.move_on_after(0.05):
-                await anext(trainer)
+            await begun_and_left(trainer)
             assert (source.opened, len(source.begun)) == (2, 8)
         assert source.closed == 2
 
@@ -248,7 +258,7 @@ async def test_a_step_that_waits_for_rollouts_can_be_cancelled_and_taken_up_agai
 async def test_it_needs_weights_of_its_own_and_an_end(make_model: Models, tasks: list[Task]) -> None:
     model = make_model()
     served = ServedModel(model, total)
-    with pytest.raises(ConfigurationError, match="max_staleness.*pass sync=, or set max_staleness=0"):
+    with pytest.raises(ConfigurationError, match=r"max_staleness.*pass sync=, or set max_staleness=0"):
         GRPOTrainer(model, rollouts=served, tasks=tasks, config=config())
     trainer = GRPOTrainer(model, rollouts=served, tasks=tasks, sync=served, config=config())
     with pytest.raises(ConfigurationError, match="use `async with`"):
@@ -276,12 +286,4 @@ async def test_one_seed_gives_one_run_bit_for_bit(
 
     (one, first), (other, second) = await run(), await run()
     assert first == second
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def untimed(metrics: dict[str, float]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in metrics.items()
-        if not name.startswith("seconds_") and not name.endswith("_per_s")
-    }
+    assert same_tensors(one, other)

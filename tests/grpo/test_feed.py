@@ -39,9 +39,7 @@ async def taken(feed: BatchFeed, position: int) -> list[Group]:
 
 
 @asynccontextmanager
-async def opened(
-    *, ahead: int = 1, order: TaskOrder = ORDER
-) -> AsyncIterator[tuple[BatchFeed, HeldSource]]:
+async def opened(*, ahead: int = 1, order: TaskOrder = ORDER) -> AsyncIterator[tuple[BatchFeed, HeldSource]]:
     """Yield a feed and its source; afterwards, nothing of either may be left."""
     source = HeldSource()
     feed = BatchFeed(source, order, ahead=ahead)
@@ -318,5 +316,5 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_logged(caplog: pytest
 async def test_a_stream_that_may_drop_groups_is_refused() -> None:
     async with opened() as (feed, source):
         source.may_drop = True
-        with pytest.raises(ConfigurationError, match="flat='drop'.*drop_zero_variance"):
+        with pytest.raises(ConfigurationError, match=r"flat='drop'.*drop_zero_variance"):
             await taken(feed, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from gym_sdk.grpo.models import (
     frozen_twin,
     is_adapter_model,
     merged,
+    spare_embedding_gradient,
     trained_parameters,
     vocab_size,
 )
@@ -222,3 +224,19 @@ def test_nothing_to_train_is_refused(make_model: Models, tmp_path: Path) -> None
     with pytest.raises(ConfigurationError, match="is_trainable=True"):
         trained_parameters(loaded)
     assert trained_parameters(PeftModel.from_pretrained(make_model(), tmp_path, is_trainable=True))
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_only_a_tied_embedding_makes_a_sparse_gradient(make_model: Models, architecture: str) -> None:
+    """Its gradient is added to the dense one of the vocabulary projection, so the weight's stays dense."""
+    model = make_model(architecture)
+    twin = copy.deepcopy(model)
+    spare_embedding_gradient(model)
+    assert model.get_input_embeddings().sparse == (architecture == "qwen3")
+    for one in (model, twin):
+        one(input_ids=torch.arange(1, 9)[None]).logits.log_softmax(-1)[0, :, 3].sum().backward()
+    for (name, actual), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert actual.grad is not None
+        assert expected.grad is not None
+        assert actual.grad.layout == torch.strided, name
+        torch.testing.assert_close(actual.grad, expected.grad)

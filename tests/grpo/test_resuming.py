@@ -27,6 +27,7 @@ from gym_sdk.grpo import (
     OptimizerConfig,
 )
 from gym_sdk.grpo.checkpoints import read_state
+from gym_sdk.grpo.checkpoints.replay import read_replay
 from gym_sdk.grpo.models import add_lora
 from gym_sdk.schema import Task
 
@@ -61,7 +62,9 @@ class Run:
 class Lab:
     """Starts runs from the same weights, each in objects of its own."""
 
-    def __init__(self, make_model: Models, make_sampler: Any, tasks: list[Task], config: GRPOConfig, lora: bool):
+    def __init__(
+        self, make_model: Models, make_sampler: Any, tasks: list[Task], config: GRPOConfig, lora: bool
+    ):
         self.make_model, self.make_sampler, self.tasks = make_model, make_sampler, tasks
         self.config, self.lora = config, lora
 
@@ -114,12 +117,24 @@ class Lab:
         ({"loss": KL}, True),
         ({"loss": KL, "reference": "base"}, True),
         ({"loss": LossConfig.decoupled(), "max_staleness": 1}, False),
-        ({"loss": replace(LossConfig.decoupled(), kl_coefficient=0.1), "max_staleness": 2, "reference": "ema"}, True),
+        (
+            {
+                "loss": replace(LossConfig.decoupled(), kl_coefficient=0.1),
+                "max_staleness": 2,
+                "reference": "ema",
+            },
+            True,
+        ),
     ],
     ids=["in turns", "refreshed", "average", "adapter", "base", "ahead", "far ahead"],
 )
 async def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
-    make_model: Models, make_sampler: Any, tasks: list[Task], tmp_path: Path, changes: dict[str, Any], lora: bool
+    make_model: Models,
+    make_sampler: Any,
+    tasks: list[Task],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    lora: bool,
 ) -> None:
     lab = Lab(make_model, make_sampler, tasks, replace(CONFIG, **changes), lora)
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
@@ -151,6 +166,10 @@ async def test_rollouts_that_were_finished_ahead_are_trained_and_not_made_again(
 ) -> None:
     lab.config = replace(CONFIG, loss=LossConfig.decoupled(), max_staleness=2)
     await lab.run(Run(tmp_path), until=3)
+    assert sorted(read_replay(tmp_path / "checkpoints" / "step-000003")) == [
+        3,
+        4,
+    ]  # what was trained is not kept
     async with lab.trainer(tmp_path) as trainer:
         assert await trainer.resume() == 3
         served = trainer._rollouts

@@ -9,7 +9,6 @@ import pytest
 
 from gym_sdk.errors import ConfigurationError, TokenContractError
 from gym_sdk.grpo import GRPOConfig, select_rows
-from gym_sdk.grpo.metrics import rollout_metrics
 from gym_sdk.schema import Failure, Group, Outcome, Rollout, Task
 from gym_sdk.tokens import CallTokens
 

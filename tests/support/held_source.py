@@ -35,7 +35,9 @@ class HeldSource:
     def finish(self, *tasks: Task) -> None:
         """Hand out the groups of tasks."""
         for task in tasks:
-            rollout = Rollout(id=f"{task.id}/0", task=task, index=0, reward=0.5, timing=Timing(started_at=0.0))
+            rollout = Rollout(
+                id=f"{task.id}/0", task=task, index=0, reward=0.5, timing=Timing(started_at=0.0)
+            )
             self._ready.put_nowait(Group(task=task, rollouts=[rollout]))
 
     def end(self, error: BaseException | None = None) -> None:

@@ -104,6 +104,13 @@ def _entropy_collapse(view: StepView) -> Finding | None:
 
 
 def _stale(view: StepView) -> Finding | None:
+    if view.config.max_staleness is not None and (count := view.metrics.get("too_old_tokens")):
+        return Finding(
+            count,
+            f"{count:.0f} tokens are not trained on, because weights sampled them that are more than "
+            f"{view.config.max_staleness} versions old: does the engine take the weights that are pushed, "
+            "and name the version that samples?",
+        )
     value = view.above("staleness_max", view.config.max_staleness)
     if value is None:
         return None

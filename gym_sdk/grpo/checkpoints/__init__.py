@@ -2,6 +2,7 @@
 
 from gym_sdk.grpo.checkpoints.checkpoint import Checkpoint, Model, read_checkpoint, write_checkpoint
 from gym_sdk.grpo.checkpoints.checkpoint_folder import CheckpointFolder
+from gym_sdk.grpo.checkpoints.random_states import random_states
 from gym_sdk.grpo.checkpoints.state import TrainerState, read_state
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CheckpointFolder",
     "Model",
     "TrainerState",
+    "random_states",
     "read_checkpoint",
     "read_state",
     "write_checkpoint",

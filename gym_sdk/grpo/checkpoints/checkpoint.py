@@ -86,6 +86,7 @@ def write_checkpoint(
     optimizer: Optimizer,
     extra: Mapping[str, Any] | None = None,
     replay: Mapping[int, Sequence[Group]] | None = None,
+    random: Mapping[str, Any] | None = None,
     tokenizer_dir: Path | None = None,
 ) -> None:
     """Write a checkpoint: a model folder that any tool loads, and `trainer/` in it to resume exactly.
@@ -101,6 +102,7 @@ def write_checkpoint(
         extra: states of anything else (reference policy, moving average, ...) by name: tensors, numbers, text
             and None in dicts, lists and tuples.
         replay: finished groups that were not trained on yet, by the position of their batch of tasks.
+        random: what `random_states` returned at the moment that the run resumes from; None: now.
         tokenizer_dir: a model folder whose tokenizer files are copied into the checkpoint.
 
     Raises:
@@ -119,7 +121,11 @@ def write_checkpoint(
             else:
                 save_model(cast(PreTrainedModel, model), folder)
             write_state(folder, state)
-            states = {"optimizer": state_of(model, optimizer), "random": random_states(), "extra": extra}
+            states = {
+                "optimizer": state_of(model, optimizer),
+                "random": dict(random or random_states()),
+                "extra": extra,
+            }
             torch.save(states, folder / _STATES)
             write_replay(folder, replay or {})
             write_manifest(folder)

@@ -97,6 +97,11 @@ class CheckpointFolder:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoints with the highest scores stay."""
+        return self._keep_best > 0
+
     def is_due(self, step: int) -> bool:
         """Return whether a checkpoint is to be written after this step, counted from 1."""
         return self._every is not None and step % self._every == 0

@@ -87,7 +87,7 @@ _Attention = list[tuple[PretrainedConfig, "str | None"]]
 
 
 def _attention_of(layer: GradientCheckpointingLayer) -> _Attention:
-    """Return which attention the layer's configs say now: that of a packed batch is gone after the forward."""
+    """Return which attention a layer's configs say now: a packed batch sets its own for the forward pass."""
     configs = (getattr(module, "config", None) for module in layer.modules())
     return [
         (config, config._attn_implementation) for config in configs if isinstance(config, PretrainedConfig)

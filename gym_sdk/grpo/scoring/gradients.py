@@ -70,9 +70,15 @@ class Gradients:
         if needed[2]:
             self._bias = hidden.new_zeros(weight.shape[0], dtype=dtype)
 
-    def compute(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Go over all blocks and return the three gradients; that of the weight in the weight's precision."""
-        weight_grad = None if self._scaled_hidden is None else torch.zeros_like(self._blocks.weight)
+    def compute(self, total: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Go over all blocks and return the three gradients; that of the weight in the weight's precision.
+
+        Args:
+            total: what the weight's gradient is added to, instead of being returned.
+        """
+        weight_grad = total
+        if weight_grad is None and self._scaled_hidden is not None:
+            weight_grad = torch.zeros_like(self._blocks.weight)
         for columns, weight in self._blocks.columns:
             weight_block = None
             if weight_grad is not None:
@@ -84,10 +90,10 @@ class Gradients:
             for rows in self._blocks.rows:
                 self._add(rows, columns, weight, weight_block)
             if weight_grad is not None and weight_block is not None and not same:
-                weight_grad[columns] = weight_block
+                weight_grad[columns] += weight_block
         if self._hidden is not None:
             self._hidden.mul_(self._factor[:, None])
-        return self._hidden, weight_grad, self._bias
+        return self._hidden, None if total is not None else weight_grad, self._bias
 
     def _add(self, rows: slice, columns: slice, weight: Tensor, weight_grad: Tensor | None) -> None:
         blocks = self._blocks

@@ -42,6 +42,7 @@ class Head:
         with_entropy: bool = False,
         entropy_gradient: bool = False,
         max_logits: int = MAX_LOGITS,
+        in_place: bool = False,
     ) -> LinearScores:
         """Compute log-probs of targets, and entropies, as `linear_log_probs` does (arguments: see there)."""
         if type(self.projection) is nn.Linear:
@@ -56,6 +57,7 @@ class Head:
                 with_entropy=with_entropy,
                 entropy_gradient=entropy_gradient,
                 chunks=choose_chunks(hidden.shape[0], self.vocab_size, hidden.device, max_logits),
+                in_place=in_place,
             )
         chunk = max(1, max_logits // (4 * self.vocab_size))  # with the copies that autograd needs
         recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk

@@ -41,6 +41,7 @@ def linear_log_probs(
     with_entropy: bool = False,
     entropy_gradient: bool = False,
     chunks: ChunkSizes | None = None,
+    in_place: bool = False,
 ) -> LinearScores:
     """Compute `log softmax(z / temperature)[target]` with `z = softcap(logit_scale * (h W^T + b))`.
 
@@ -71,6 +72,9 @@ def linear_log_probs(
         with_entropy: also compute the entropies, in the same pass.
         entropy_gradient: let gradients flow through the entropies.
         chunks: the blocks; None chooses them by `choose_chunks`.
+        in_place: add the weight's gradient to `weight.grad` block by block, if the weight is a leaf without
+            hooks, instead of handing a tensor of the weight's size to autograd. It then reaches `backward()`
+            alone, not `torch.autograd.grad`.
 
     Raises:
         ConfigurationError: shapes do not fit, a number is out of range, or a gradient is asked for through an
@@ -94,6 +98,7 @@ def linear_log_probs(
         entropy_gradient=entropy_gradient and needs_grad,
         needs_grad=needs_grad,
         chunks=chunks or choose_chunks(hidden.shape[0], weight.shape[0], hidden.device),
+        in_place=in_place,
     )
     one_block = job.chunks.tokens >= hidden.shape[0] and job.chunks.vocab >= weight.shape[0]
     if one_block and weight.dtype == job.operand and not job.operand.itemsize < 4:
@@ -132,6 +137,7 @@ class _Job:
     entropy_gradient: bool
     needs_grad: bool
     chunks: ChunkSizes
+    in_place: bool
 
     def blocks(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LogitBlocks:
         dtype = torch.promote_types(self.operand, torch.float32)
@@ -198,5 +204,15 @@ class _LinearLogProbs(torch.autograd.Function):
         grad = torch.zeros_like(log_normaliser) if grad is None else grad
         upstream = Upstream(targets, log_normaliser, grad, entropy, entropy_grad)
         blocks = job.blocks(hidden, weight, bias)
-        gradients = Gradients(blocks, upstream, ctx.needs_input_grad[:3]).compute()
+        total = _total(weight) if job.in_place and ctx.needs_input_grad[1] else None
+        gradients = Gradients(blocks, upstream, ctx.needs_input_grad[:3]).compute(total)
         return *gradients, None, None
+
+
+def _total(weight: Tensor) -> Tensor | None:
+    """Return the weight's `grad`, made if there is none yet; None if autograd has to see what is added."""
+    if not weight.is_leaf or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return None
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight, dtype=getattr(weight, "grad_dtype", None))
+    return weight.grad

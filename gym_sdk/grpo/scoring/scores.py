@@ -31,6 +31,7 @@ def token_log_probs(
     with_entropy: bool = False,
     entropy_gradient: bool = False,
     max_logits: int = MAX_LOGITS,
+    in_place: bool = False,
 ) -> TokenScores:
     """Compute the log-prob of every token that carries loss.
 
@@ -48,6 +49,7 @@ def token_log_probs(
         entropy_gradient: let gradients flow through the entropies.
         max_logits: the most logits (tokens times vocabulary) that are alive at any time, copies
             included: 2**25 are 128 MiB in float32. It changes the result by no more than rounding.
+        in_place: save a copy of the vocabulary projection's gradient: see `linear_log_probs`.
 
     Returns:
         Log-probs, and entropies if asked for, aligned with `batch.loss_mask`.
@@ -64,6 +66,7 @@ def token_log_probs(
         with_entropy=with_entropy,
         entropy_gradient=entropy_gradient,
         max_logits=max_logits,
+        in_place=in_place,
     )
     entropy = None if scores.entropy is None else _spread(scores.entropy, batch)
     return TokenScores(_spread(scores.log_probs, batch), entropy)

@@ -294,3 +294,32 @@ def test_sizes_below_one_are_refused() -> None:
         ChunkSizes(tokens=1, vocab=0)
     with pytest.raises(ConfigurationError, match="max_logits must be at least 1"):
         choose_chunks(1, 1, torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_in_place_is_the_one_that_autograd_adds_up(dtype: torch.dtype) -> None:
+    """Over two backward passes, beside another use of the weight, and with a hook, which has to see it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, start = (torch.randn(size, 8, generator=generator).to(dtype) for size in (7, 20))
+    targets = torch.randint(20, (7,), generator=generator)
+    chunks = ChunkSizes(tokens=3, vocab=6)
+    seen: list[Tensor] = []
+
+    def gradient(*, in_place: bool, hook: bool = False) -> Tensor:
+        weight = torch.nn.Parameter(start.clone())
+        if hook:
+            weight.register_hook(seen.append)
+        for scale in (1.0, 0.5):
+            scores = linear_log_probs(hidden, weight, targets, chunks=chunks, in_place=in_place)
+            embedded = torch.nn.functional.embedding(targets, weight, sparse=in_place)
+            (scale * scores.log_probs.sum() + embedded.float().square().sum()).backward()
+        assert weight.grad is not None
+        assert weight.grad.layout == torch.strided
+        return weight.grad
+
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    expected = gradient(in_place=False)
+    assert (gradient(in_place=True) - expected).norm() <= tolerance * expected.norm()
+    hooked = gradient(in_place=True, hook=True)
+    assert (hooked - expected).norm() <= tolerance * expected.norm()
+    assert len(seen) == 2
