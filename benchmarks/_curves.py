@@ -23,7 +23,8 @@ def save_curves(results: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "gym-sdk"  # ids in the file that don't change from run to run
+    # text as text, and ids that don't change from run to run
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "gym-sdk"})
     tasks = list(dict.fromkeys(result["task"] for result in results))
     figure = Figure(figsize=(9, 2.6 * len(tasks)), layout="constrained")
     grid = figure.subplots(len(tasks), 2, squeeze=False, sharey=True)

@@ -8,7 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from gym_sdk.environments import (
     spelling_tasks,
 )
 from gym_sdk.grpo import (
+    AlarmConfig,
     EvalResult,
     FolderSync,
     GRPOConfig,
@@ -73,17 +74,19 @@ class LearningTask:
     tool_latency_s: float = 0.0
 
 
-_LOCKERS = LearningTask(
-    "lockers", lockers, lockers_tasks, max_turns=6, max_output_tokens=24, tasks_per_step=16
-)
+_LOCKERS = LearningTask("lockers", lockers, lockers_tasks, max_turns=6, max_output_tokens=24, steps=30)
 
 TASKS: dict[str, LearningTask] = {
     "chain_sum": LearningTask(
-        "arithmetic", arithmetic, functools.partial(arithmetic_tasks, "chain_sum"), 4, 96
+        "arithmetic",
+        arithmetic,
+        functools.partial(arithmetic_tasks, "chain_sum"),
+        max_turns=4,
+        max_output_tokens=96,
     ),
     "lockers": _LOCKERS,
-    "lockers_slow": LearningTask(**{**vars(_LOCKERS), "tool_latency_s": 0.2}),
-    "spelling": LearningTask("spelling", spelling, spelling_tasks, 1, 16),
+    "lockers_slow": replace(_LOCKERS, tool_latency_s=0.2),
+    "spelling": LearningTask("spelling", spelling, spelling_tasks, max_turns=1, max_output_tokens=16),
 }
 """What `--tasks` knows. `lockers_slow` is `lockers` with tools that take 200 ms."""
 
@@ -174,6 +177,8 @@ def _config(run: LearningRun, task: LearningTask, steps: int) -> GRPOConfig:
         optimizer=OptimizerConfig(learning_rate=task.learning_rate, warmup_steps=5),
         loss=LossConfig.decoupled() if stale else LossConfig(),
         tasks_per_step=task.tasks_per_step,
+        # what is certain in the end has no entropy left, and all of these tasks can be learned to the end
+        alarms=AlarmConfig(min_entropy=None),
         max_staleness=1 if stale else 0,
         max_steps=steps,
         seed=run.seed,

@@ -1,4 +1,4 @@
-"""What `trainer.py` measures: rows, and the trainers that take steps on them, each in a process of its own."""
+"""What `trainer.py` measures: rows, and trainers that take steps on them, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import sys
 import threading
 import time
 import warnings
@@ -91,10 +90,9 @@ class Workload:
     prompt: tuple[int, int]
     completion: tuple[int, int]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row that there may be: what a padded row costs."""
-        return self.prompt[1] + self.completion[1]
+    def packed_tokens(self, rows: int) -> int:
+        """Return the most tokens that so many rows of whole groups have, their prompts counted once."""
+        return -(-rows * self.prompt[1] // self.rows) + rows * self.completion[1]
 
     def draw(self) -> list[list[TokenSequence]]:
         """Draw token ids at random, advantages centred in each group, and the model's own log-probs."""

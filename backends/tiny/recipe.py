@@ -108,7 +108,7 @@ class TinyRecipe:
 
 RECIPES: Mapping[str, TinyRecipe] = {
     "arithmetic": TinyRecipe(),
-    "lockers": TinyRecipe(mix=LockersMix(), copy_steps=60, trace_steps=200),
-    "spelling": TinyRecipe(mix=SpellingMix(), copy_steps=300, trace_steps=200),
+    "lockers": TinyRecipe(mix=LockersMix(), copy_steps=320, trace_steps=240),
+    "spelling": TinyRecipe(mix=SpellingMix(), copy_steps=400, trace_steps=300),
 }
 """A recipe for each family of tasks."""

@@ -14,7 +14,7 @@ from backends.tiny.vocabulary import Vocabulary
 
 __all__ = ["SpellingMix", "SpellingTrace", "ask_spell_backward", "spelling_trace"]
 
-_LENGTHS = (3, 8)
+_LENGTHS = (3, 6)
 _CAPITALIZED = 0.15  # the share of names among the words of reasoning-gym
 
 _VOCABULARY = Vocabulary(
@@ -63,17 +63,17 @@ class SpellingMix:
     vocabulary: ClassVar[Vocabulary] = _VOCABULARY
     tool: ClassVar[dict[str, Any] | None] = None
 
-    backward: float = 0.1
-    half: float = 0.3
+    backward: float = 0.25
+    half: float = 0.15
     forward: float = 0.6
 
     def __post_init__(self) -> None:
         check_shares(self, "backward", "half", "forward")
 
     def drill(self, rng: Random) -> list[str]:
-        """Write a word, then backward, then as it was."""
+        """Write a word, and then backward."""
         word = _word(rng)
-        return [word, word[::-1], word]
+        return [word, word[::-1]]
 
     def traces(self, rng: Random) -> Iterator[Messages]:
         """Yield conversations in the mix's proportions, without end."""
