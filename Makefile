@@ -15,7 +15,7 @@ PEERS := .venv-peers
 # OpenMP threads that wait sleep soon instead of spinning for long (see backends/threads.py)
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo demo-sglang test lint bench bench-rollouts format sglang-cpu clean
+.PHONY: demo demo-sglang test lint bench bench-rollouts bench-trainer format sglang-cpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -65,6 +65,9 @@ $(PEERS)/.done: requirements/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip --disable-pip-version-check --quiet install -r requirements/peers.txt
 	@touch $@
+
+bench-trainer: $(VENV)/.dev
+	$(BIN)/python benchmarks/trainer.py $(BENCH_ARGS)
 
 bench-rollouts: $(VENV)/.dev $(PEERS)/.done
 	$(BIN)/python benchmarks/rollouts.py $(BENCH_ARGS)
