@@ -37,7 +37,7 @@ from backends.sglang import CPU_ARGUMENTS, SGLangConfig, SGLangEngine, launch_sg
 from backends.tiny import TinyRecipe, build_tiny_policy
 from gym_sdk import GymClient
 from gym_sdk.grpo import BroadcastSync, FolderSync, LoRASync, TensorSync, WeightSync
-from gym_sdk.grpo.folders import save_model
+from gym_sdk.grpo.checkpoints.folders import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = list(range(5, 37))
