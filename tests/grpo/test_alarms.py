@@ -92,6 +92,13 @@ CASES: list[tuple[str, dict[str, float], dict[str, float], float, str]] = [
     ("grad_norm_spike", {"grad_norm_max": 5.1}, {"grad_norm_max": 5.0}, 5.1, "its median 0.5"),
     ("entropy_collapse", {"entropy": 0.019}, {"entropy": 0.02}, 0.019, "raise clip_high"),
     (
+        "entropy_collapse",
+        {"entropy": 0.019, "groups_all_one_share": 0.4},
+        {"groups_all_one_share": 0.5},
+        0.019,
+        "raise clip_high",
+    ),
+    (
         "flat_groups",
         {"groups_flat_share": 0.9, "groups_all_zero_share": 0.8},
         {"groups_flat_share": 0.89, "groups_all_zero_share": 0.8},

@@ -91,10 +91,15 @@ def _grad_norm_spike(view: StepView) -> Finding | None:
     )
 
 
+_SOLVED = 0.5
+
+
 def _entropy_collapse(view: StepView) -> Finding | None:
     value, limit = view.metrics.get("entropy"), view.config.min_entropy
     if value is None or limit is None or not value < limit:
         return None
+    if view.metrics.get("groups_all_one_share", 0.0) >= _SOLVED:
+        return None  # who solves most tasks every time has no doubts
     return Finding(
         value,
         f"entropy is {value:.3g} nats per token (at least {limit}): rollouts of one task hardly differ. "
