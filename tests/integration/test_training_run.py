@@ -154,6 +154,7 @@ async def test_an_engine_goes_on_while_its_weights_are_replaced(
         assert step.metrics["staleness_max"] <= staleness
         assert step.metrics["failed"] == step.metrics["cancelled"] == 0
         assert step.metrics.get("max_logprob_diff", 0.0) < 1e-4
+    # The bound is a bound: whether a token is as old as it allows is up to when the engine gets to sample it.
     assert max(step.metrics["staleness_max"] for step in steps) >= 1
 
 
